@@ -1,0 +1,68 @@
+# Every path here is relative, so a checkout whose path holds spaces works.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit check lint types layers format bench lock build clean
+
+PY := .venv/bin/python
+
+# Without compiled modules each Ray process starts about three times slower; the cache
+# stays inside the checkout.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONHOME
+unexport VIRTUAL_ENV
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+export RAY_USAGE_STATS_ENABLED := 0
+export RAY_DISABLE_IMPORT_WARNING := 1
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO := 0
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: ## Create or refresh .venv from the hash-locked requirements (EXTRAS=llm for litellm)
+	@EXTRAS="$(EXTRAS)" scripts/setup.sh
+
+demo: setup ## Run the review flock on local Ray (INPUT=path reviews your own file)
+	@$(PY) -m examples.review $(if $(INPUT),--input "$(INPUT)")
+
+test: setup ## Run every test with coverage; ARGS="tests/unit -k name" runs a part without it
+	@$(PY) -m pytest -m "not bench" $(if $(ARGS),$(ARGS),--cov --cov-report=term)
+
+test-unit: setup ## Run the tests that need neither Ray nor a network
+	@$(PY) -m pytest tests/unit -m "not bench"
+
+check: lint types layers ## Formatting, lint, types, import layers (make -k check goes on after a failure)
+
+lint: setup ## ruff: formatting and lint
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+types: setup ## mypy and pyright
+	@$(PY) -m mypy
+	@$(PY) -m pyright
+
+layers: setup ## The import rules between the layers
+	@$(PY) .venv/bin/lint-imports --cache-dir .cache/import_linter
+
+format: setup ## Format, and fix what ruff can fix
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+bench: setup ## Measure throughput and latency on local Ray (ARGS are passed on)
+	@$(PY) -m bench $(ARGS)
+
+LOCK := $(PY) -m uv pip compile --quiet --python-version 3.11 \
+	--python-platform x86_64-unknown-linux-gnu --generate-hashes \
+	--no-header --no-emit-index-url --no-emit-find-links
+
+lock: setup ## Resolve the requirements again (UPGRADE=1 takes newer versions)
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra dev pyproject.toml -o requirements/lock.txt >/dev/null
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra llm -c requirements/lock.txt pyproject.toml -o requirements/llm.txt >/dev/null
+	@echo uv | $(LOCK) -c requirements/lock.txt - -o requirements/uv.txt >/dev/null
+
+build: setup ## Build the wheel and the sdist into dist/
+	@$(PY) -m hatchling build
+
+clean: ## Remove caches and build output; keep .venv
+	rm -rf .cache dist build htmlcov

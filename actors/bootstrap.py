@@ -1,0 +1,110 @@
+"""The composition root: starts or joins Ray, and creates or joins a board's actors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
+from flock_ray.actors.processes import MAX_PENDING, BoardPlan, RouterActor, ShardActor
+from flock_ray.board import BoardLinks
+from flock_ray.config import RayConfig
+from flock_ray.errors import ConfigurationError
+
+_started_here = False
+
+
+def ensure_ray(config: RayConfig) -> None:
+    """Use the Ray of this process, join the one that the address names, or start a local one.
+
+    Order: an initialised Ray, `config.address`, `RAY_ADDRESS` (set inside `ray job submit`), local.
+    """
+    global _started_here
+    if ray.is_initialized():
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": config.log_to_driver}
+    if address:
+        ray.init(address=address, **options)
+        return
+    if config.num_cpus is not None:
+        options["num_cpus"] = config.num_cpus
+    # `local` and not the default: a cluster that happens to run here is not ours to use.
+    ray.init(address="local", include_dashboard=False, **options)
+    _started_here = True
+
+
+def stop_ray() -> None:
+    """Stop Ray if `ensure_ray` started it."""
+    global _started_here
+    if _started_here and ray.is_initialized():
+        _started_here = False
+        ray.shutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class RayBoard:
+    """A board's actors as this driver sees them."""
+
+    links: BoardLinks
+    plan: BoardPlan
+    created: bool
+    """This driver created the board (and did not join one)."""
+
+    async def close(self) -> None:
+        """End the board: workers, shards, router."""
+        router = self.links.router
+        with_router = asyncio.wait_for(router.close(), 10.0)
+        try:
+            await with_router
+        except Exception:  # a router that is gone or hangs: its workers end themselves
+            logging.getLogger(__name__).debug("router did not close", exc_info=True)
+        for link in (*self.links.shards, router):
+            await asyncio.to_thread(link.kill)
+
+
+async def open_board(plan: BoardPlan) -> RayBoard:
+    """Join the board of the namespace, or create it when there is none."""
+    joined = await _join(plan.namespace)
+    if joined is not None:
+        return joined
+    options: dict[str, Any] = {
+        "namespace": plan.namespace, "num_cpus": 0, "max_concurrency": MAX_PENDING, "get_if_exists": True,
+    }  # fmt: skip
+    if plan.detached:
+        options["lifetime"] = "detached"
+    shards = []
+    for index in range(plan.num_shards):
+        name = actor_name(plan.namespace, "shard", index)
+        handle = ShardActor.options(name=name, max_restarts=0, **options).remote(index, plan)
+        shards.append(ActorLink(name, plan.namespace, handle))
+    name = actor_name(plan.namespace, "router", 0)
+    router = ActorLink(
+        name, plan.namespace, RouterActor.options(name=name, max_restarts=-1, **options).remote(plan)
+    )
+    await asyncio.gather(*(shard.start_up() for shard in shards), router.describe())
+    return RayBoard(BoardLinks(shards, router, RayPeers(plan.namespace).worker), plan, True)
+
+
+async def _join(namespace: str) -> RayBoard | None:
+    name = actor_name(namespace, "router", 0)
+    try:
+        handle = await asyncio.to_thread(ray.get_actor, name, namespace)
+    except ValueError:
+        return None
+    router = ActorLink(name, namespace, handle)
+    try:
+        plan: BoardPlan = await handle.describe.remote()
+    except RayActorError as error:
+        raise ConfigurationError(
+            f"The board {namespace!r} is shutting down or broken ({error}). Choose another namespace, or try again."
+        ) from error
+    names = [actor_name(namespace, "shard", index) for index in range(plan.num_shards)]
+    shards = [ActorLink(n, namespace) for n in names]
+    return RayBoard(BoardLinks(shards, router, RayPeers(namespace).worker), plan, False)

@@ -1,0 +1,188 @@
+"""The board's classes as Ray actors: what is wired to Ray and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from flock_ray.actors.clock import SystemClock
+from flock_ray.actors.executor import Executor
+from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
+from flock_ray.actors.router import Router, RouterSettings
+from flock_ray.actors.shard import Shard, ShardSettings
+from flock_ray.actors.worker import Worker
+from flock_ray.adapters.memory import MemoryJournal
+from flock_ray.core.ids import NUM_SLOTS, shard_of
+from flock_ray.deployment import CloudpickleCodec
+from flock_ray.errors import PoolSaturatedError
+from flock_ray.ports import PeerGoneError
+
+SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
+"""With the defaults the rate falls by a third as the index grows (measured)."""
+
+START_TIMEOUT_S = 60.0
+GONE_AFTER_S = 20.0
+"""A worker that finds no router for so long ends itself: its board is gone."""
+
+MAX_PENDING = 20_000
+"""Concurrent calls of one actor: long reading calls count, work does not pile up here."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoardPlan:
+    """What every process of a board must know."""
+
+    namespace: str
+    num_shards: int
+    detached: bool
+    shard: ShardSettings
+    router: RouterSettings
+    max_payload_bytes: int
+
+
+class RayShard(Shard):
+    """A shard in its own process."""
+
+    def __init__(self, index: int, plan: BoardPlan) -> None:
+        """Create the shard; `start_up` sets it to work."""
+        owned = [slot for slot in range(NUM_SLOTS) if shard_of(slot, plan.num_shards) == index]
+        super().__init__(
+            index, plan.num_shards, owned,
+            journal=MemoryJournal(), clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
+        )  # fmt: skip
+        self._started = False
+        gc.set_threshold(*SHARD_GC_THRESHOLDS)
+
+    async def start_up(self) -> int:
+        """Begin to work; safe to repeat. Returns the process id."""
+        if not self._started:
+            self._started = True
+            self.start()
+        return os.getpid()
+
+
+class RaySpawner:
+    """Starts workers as detached actors: they outlive a router that restarts, and end with their board."""
+
+    def __init__(self, plan: BoardPlan) -> None:
+        """Start workers of one board."""
+        self._plan = plan
+
+    async def start(self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> Any:
+        """Start a worker process; returns when it answers.
+
+        Raises:
+            PoolSaturatedError: The cluster has no room for it; retryable.
+        """
+        namespace = self._plan.namespace
+        name = actor_name(namespace, "worker", worker)
+        handle = WorkerActor.options(
+            name=name, namespace=namespace, lifetime="detached", num_cpus=num_cpus, num_gpus=num_gpus,
+            resources=resources or None, max_restarts=0, max_concurrency=MAX_PENDING,
+        ).remote(worker, self._plan)  # fmt: skip
+        link = ActorLink(name, namespace, handle)
+        try:
+            await asyncio.wait_for(link.start_up(), START_TIMEOUT_S)
+        except TimeoutError as error:
+            ray.kill(handle, no_restart=True)
+            raise PoolSaturatedError(
+                f"No room for worker {worker} within {START_TIMEOUT_S:g} s: it asks for {num_cpus:g} CPUs, "
+                f"{num_gpus:g} GPUs, {resources}. Add nodes, or ask for less with .pool().",
+                retry_after_s=5.0,
+            ) from error
+        return link
+
+    async def stop(self, worker: str) -> None:
+        """End a worker process at once."""
+        name = actor_name(self._plan.namespace, "worker", worker)
+        await asyncio.to_thread(ActorLink(name, self._plan.namespace).kill)
+
+
+class RayRouter(Router):
+    """The router in its own process. Ray restarts it; it begins to work at the first call."""
+
+    def __init__(self, plan: BoardPlan) -> None:
+        """Create the router."""
+        super().__init__(
+            plan.num_shards, peers=RayPeers(plan.namespace), spawner=RaySpawner(plan),
+            monotonic=time.monotonic, settings=plan.router,
+        )  # fmt: skip
+        self._plan = plan
+        self._started = False
+
+    def _begin(self) -> None:
+        if not self._started:
+            self._started = True
+            self.start()
+
+    async def describe(self) -> BoardPlan:
+        """Return what a second driver must know to join the board."""
+        self._begin()
+        return self._plan
+
+    async def exchange(self, blob: bytes) -> bytes:
+        """Take a report and answer with permits."""
+        self._begin()
+        return await super().exchange(blob)
+
+    async def attach(self, worker: str, version: int) -> None:
+        """Register a worker."""
+        self._begin()
+        await super().attach(worker, version)
+
+    async def deploy(self, packages: list[bytes], replace: bool) -> tuple[int, dict[str, bytes]]:
+        """Add or change agents."""
+        self._begin()
+        return await super().deploy(packages, replace)
+
+    async def pid(self) -> int:
+        """Return the process id."""
+        return os.getpid()
+
+
+class RayWorker(Worker):
+    """A worker in its own process; ends itself when its board is gone."""
+
+    def __init__(self, worker: str, plan: BoardPlan) -> None:
+        """Create the worker."""
+        super().__init__(
+            worker, clock=SystemClock(), monotonic=time.monotonic, peers=RayPeers(plan.namespace),
+            codec=CloudpickleCodec(), executor=lambda on_done: Executor(on_done=on_done),
+            max_payload_bytes=plan.max_payload_bytes,
+        )  # fmt: skip
+        self._attached: asyncio.Task[None] | None = None
+
+    async def start_up(self) -> int:
+        """Begin to work; safe to repeat. Returns the process id."""
+        if self._attached is None:
+            self._attached = asyncio.ensure_future(self._stay_attached())
+        return os.getpid()
+
+    async def _stay_attached(self) -> None:
+        """Keep one call open to the router; when there is no router any more, the board is gone."""
+        alone_since: float | None = None
+        while True:
+            try:
+                await self._peers.router().attach(self.id, self._edge.table.version)
+                break
+            except PeerGoneError as gone:
+                now = time.monotonic()
+                alone_since = alone_since if alone_since is not None else now
+                if gone.final or now - alone_since > GONE_AFTER_S:
+                    break
+                await asyncio.sleep(0.2)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # user threads may run for ever: nothing less ends them
+
+
+ShardActor: Any = ray.remote(RayShard)
+RouterActor: Any = ray.remote(RayRouter)
+WorkerActor: Any = ray.remote(RayWorker)

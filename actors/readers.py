@@ -1,0 +1,180 @@
+"""Reading a shard: streams, counts, status and waits. Every wait is a long call that the shard answers."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from flock_ray.core.index import CountQuery
+from flock_ray.core.status import artifact_fate, workflow_part
+
+if TYPE_CHECKING:
+    from flock_ray.core.shard import ShardCore
+
+MAX_READ = 1000
+"""Most artifacts or events one read returns."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class ShardReaders:
+    """The reading half of `Shard`: nothing here changes the board."""
+
+    core: ShardCore
+    index: int
+
+    def __init__(self) -> None:
+        """Start without readers."""
+        self._idle_waiters: list[asyncio.Future[None]] = []
+        self._workflow_waiters: dict[str, list[asyncio.Future[None]]] = {}
+        self._changed: asyncio.Future[None] | None = None
+        self._heads = (0, 0)
+
+    def _notify(self) -> None:
+        """Wake whoever waits for what the last batch brought about."""
+        core = self.core
+        if core.quiet:
+            quiet, core.quiet = core.quiet, []
+            if self._workflow_waiters:
+                for workflow in quiet:
+                    if not workflow.open:
+                        self._release(self._workflow_waiters.pop(workflow.id, []))
+        if self._idle_waiters and core.idle:
+            waiters, self._idle_waiters = self._idle_waiters, []
+            self._release(waiters)
+        heads = (core.index.head, core.events.head)
+        if heads != self._heads:
+            self._heads = heads
+            if self._changed is not None:
+                self._release([self._changed])
+                self._changed = None
+
+    @staticmethod
+    def _release(waiters: list[asyncio.Future[None]]) -> None:
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _change(self, wait_s: float) -> bool:
+        """Wait for anything new; False when the time is over."""
+        if self._changed is None:
+            self._changed = asyncio.get_running_loop().create_future()
+        changed = self._changed
+        done, _ = await asyncio.wait([changed], timeout=wait_s)
+        return bool(done)
+
+    async def wait_quiet(self, workflow: str | None, wait_s: float) -> tuple[bool, int]:
+        """Wait until nothing is open here, of one workflow or (None) of all.
+
+        Returns:
+            Whether it is so, or the time is over, and the shard's activity counter: when two rounds over
+            all shards give the same counters, nothing happened in between.
+        """
+        core = self.core
+        if not self._is_quiet(workflow) and wait_s > 0:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiters = (
+                self._idle_waiters if workflow is None else self._workflow_waiters.setdefault(workflow, [])
+            )
+            waiters.append(waiter)
+            await asyncio.wait([waiter], timeout=wait_s)
+            if not waiter.done() and waiter in waiters:
+                waiters.remove(waiter)
+        return self._is_quiet(workflow), core.activity
+
+    def _is_quiet(self, workflow: str | None) -> bool:
+        if workflow is None:
+            return self.core.idle
+        slots = self.core.slots.values()
+        return all(s.workflows[workflow].open == 0 for s in slots if workflow in s.workflows)
+
+    async def timers(self) -> int:
+        """Return how many things here wait for a time: delayed matches and gates with a deadline."""
+        gates = (g for s in self.core.slots.values() for keys in s.gates.values() for g in keys.values())
+        return sum(len(s.delayed) for s in self.core.slots.values()) + sum(1 for g in gates if g.deadline_us)
+
+    async def read(
+        self, after: int, type_name: str | None, workflow: str | None, limit: int, wait_s: float
+    ) -> tuple[bytes, int, bool]:
+        """Return artifacts behind a position, waiting for the first one.
+
+        Returns:
+            msgpack of a list of envelopes, the position to go on from, and whether artifacts between
+            `after` and the first one may have been evicted unread.
+        """
+        limit = min(limit, MAX_READ)
+        index = self.core.index
+        while True:
+            gap = 0 < after < index.base - 1
+            seqs = None if workflow is None else self._seqs_of(workflow)
+            found = list(islice(index.read(after, type_name=type_name, seqs=seqs), limit))
+            if found:
+                return _encode([envelope for _, envelope in found]), found[-1][0], gap
+            after = max(after, index.head)
+            if wait_s <= 0 or not await self._change(wait_s):
+                return _encode([]), after, gap
+
+    def _seqs_of(self, workflow: str) -> list[int]:
+        parts = [s.workflows[workflow].seqs for s in self.core.slots.values() if workflow in s.workflows]
+        return parts[0] if len(parts) == 1 else sorted(seq for part in parts for seq in part)
+
+    async def event_list(
+        self, after: int, kinds: list[str], workflow: str | None, limit: int, wait_s: float
+    ) -> tuple[bytes, int]:
+        """Return events behind a position, waiting for the first one: msgpack of a list, and the new position."""
+        while True:
+            found, position = self.core.events.read(
+                after, min(limit, MAX_READ), kinds=frozenset(kinds), correlation_id=workflow
+            )
+            if found or wait_s <= 0:
+                return _encode([msgspec.structs.replace(event, shard=self.index) for event in found]), position
+            after = max(after, position)
+            if not await self._change(wait_s):
+                return _encode([]), after
+
+    async def counts(self, queries: bytes, known: list[int] | None, wait_s: float) -> list[int]:
+        """Count artifacts; with `known`, answer as soon as a count differs from it or the time is over."""
+        wanted = msgspec.msgpack.decode(queries, type=list[CountQuery])
+        while True:
+            now = [self._count(query) for query in wanted]
+            if known is None or now != known or wait_s <= 0 or not await self._change(wait_s):
+                return now
+
+    def _count(self, query: CountQuery) -> int:
+        if query.correlation_id is None:
+            return self.core.index.count(query)
+        return self.core.index.count(query, self._seqs_of(query.correlation_id))
+
+    async def get(self, ids: list[bytes]) -> bytes:
+        """Return msgpack of the artifacts found, in any order."""
+        found = [self.core.index.get(artifact_id) for artifact_id in ids]
+        return _encode([envelope for envelope in found if envelope is not None])
+
+    async def status(self, workflow: str) -> bytes | None:
+        """Return msgpack of a `WorkflowPart`; None when the workflow is unknown here."""
+        part = workflow_part(self.core, workflow)
+        return None if part is None else _encode(part)
+
+    async def fate(self, artifact_id: bytes) -> bytes:
+        """Return msgpack of an `ArtifactFate`."""
+        return _encode(artifact_fate(self.core, artifact_id))
+
+    async def stats(self) -> dict[str, Any]:
+        """Return sizes and counters of the shard, for tests, benches and metrics."""
+        core = self.core
+        return {
+            "artifacts": len(core.index),
+            "types": core.index.types(),
+            "open": core.num_open,
+            "active": core.num_active,
+            "outbox": core.num_outbox,
+            "activity": core.activity,
+            "ready": {name: queue.count for name, queue in core.dispatch.ready.items() if queue.count},
+            "workflows": sum(len(s.workflows) for s in core.slots.values()),
+            "gates": sum(len(keys) for s in core.slots.values() for keys in s.gates.values()),
+            "table_version": core.table.version,
+            "events": core.events.head,
+        }

@@ -1,0 +1,302 @@
+"""The worker: a process that hosts replicas. Takes batches from shards, runs them, pushes results back.
+
+No Ray in here: user code runs in `actors.executor`, and everything else is a few queues.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from flock_ray.core import wire
+from flock_ray.core.definition import AgentDefinition
+from flock_ray.core.matching import MatchTable
+from flock_ray.core.registry import TypeRegistry, type_registry
+from flock_ray.core.state import MATCH_AGENT
+from flock_ray.edge import DEFAULT_MAX_PAYLOAD_BYTES, Edge
+from flock_ray.engines.runner import AgentRunner
+from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, Peers
+
+MAX_COMPLETIONS_PER_MESSAGE = 1000
+RETRY_S = 0.05
+DIRECT_SHARD = -1
+"""Stands for a caller of `invoke`, who waits for the completion himself."""
+
+
+class AnyExecutor(Protocol):
+    """What the worker needs of an executor; `actors.executor.Executor` runs user code in threads."""
+
+    def set_agent(self, name: str, runner: Any, *, max_concurrency: int, timeout_s: float | None) -> None:
+        """Add or replace an agent."""
+
+    def remove_agent(self, name: str) -> None:
+        """Take no more activations of an agent."""
+
+    def submit(self, shard: int, tasks: list[wire.Task]) -> None:
+        """Queue activations."""
+
+    def cancel(self, ids: list[bytes]) -> None:
+        """Give up activations."""
+
+    def open_ids(self) -> set[bytes]:
+        """Return what is queued or running."""
+
+    def load(self) -> Any:
+        """Measure how busy it is."""
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until everything is finished."""
+
+    def close(self) -> None:
+        """End all threads that can be ended."""
+
+
+class MatchRunner:
+    """Runs the board's own agent: matches artifacts that a shard had to publish itself."""
+
+    is_async = False
+
+    def __init__(self, edge: Edge) -> None:
+        """Match with an edge."""
+        self._edge = edge
+
+    def run_sync(self, task: wire.Task) -> wire.Completion:
+        """Return the artifact with its matches."""
+        outputs = tuple(self._edge.rematch(wire.Posting(envelope)) for envelope in task.inputs)
+        return wire.Completion(task.id, task.attempt, task.slot, outputs, run_us=1)
+
+    async def run_async(self, task: wire.Task) -> wire.Completion:
+        """Do the same."""
+        return self.run_sync(task)
+
+    def failure(self, task: wire.Task, exc_type: str, message: str) -> wire.Completion:
+        """Report that matching failed."""
+        return wire.Completion(task.id, task.attempt, task.slot, error=wire.ErrorInfo(exc_type, message))
+
+
+def pool_of(worker: str) -> str:
+    """Return the pool that a worker id names."""
+    return worker.partition(":")[0]
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(
+        self,
+        worker: str,
+        *,
+        clock: Clock,
+        monotonic: Callable[[], float],
+        peers: Peers,
+        codec: DefinitionCodec,
+        executor: Callable[[Callable[[list[tuple[int, wire.Completion]]], None]], AnyExecutor],
+        registry: TypeRegistry = type_registry,
+        max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+    ) -> None:
+        """Create a worker without agents.
+
+        Args:
+            worker: Its id, `<pool>:<unique>`.
+            clock: Wall time.
+            monotonic: A clock in seconds that never goes back.
+            peers: Finds shards.
+            codec: Loads agent definitions.
+            executor: Makes the executor, given where completions go.
+            registry: Artifact types of this process.
+            max_payload_bytes: Largest output payload.
+        """
+        self.id = worker
+        self.pool = pool_of(worker)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._peers = peers
+        self._codec = codec
+        self._registry = registry
+        self._edge = Edge(MatchTable(0, (), registry), registry, max_payload_bytes=max_payload_bytes)
+        self._executor = executor(self._on_done)
+        self._definitions: dict[str, AgentDefinition] = {}
+        self._packages: dict[str, bytes] = {}
+        self._hosted: set[str] = set()
+        self._out: dict[int, list[wire.Completion]] = {}
+        self._sending: dict[int, asyncio.Task[None]] = {}
+        self._direct: dict[bytes, asyncio.Future[wire.Completion]] = {}
+        self._rematch: set[bytes] = set()
+        """Activations that started under an older table: their outputs are matched again."""
+        self._installing = asyncio.Lock()
+        self._closed = False
+
+    # -- calls from shards and router ----------------------------------------------------------
+
+    async def run(self, blob: bytes) -> bool:
+        """Queue a RunBatch; False when this worker takes no more."""
+        if self._closed:
+            return False
+        batch = wire.decode_run(blob)
+        self._executor.submit(batch.shard, batch.tasks)
+        return True
+
+    async def invoke(self, blob: bytes) -> bytes:
+        """Run one task for a caller that waits: msgpack of its Completion. Nothing is committed."""
+        task = msgspec.msgpack.decode(blob, type=wire.Task)
+        future: asyncio.Future[wire.Completion] = asyncio.get_running_loop().create_future()
+        self._direct[task.id] = future
+        try:
+            self._executor.submit(DIRECT_SHARD, [task])
+            return wire.encode(await future)
+        finally:
+            del self._direct[task.id]
+
+    async def cancel(self, ids: list[bytes]) -> None:
+        """Stop activations."""
+        self._executor.cancel(ids)
+
+    async def install(self, version: int, agents: dict[str, bytes]) -> int:
+        """Take a version of the board's agents; an older one changes nothing.
+
+        Raises:
+            Exception: Whatever loading an agent raised, for instance a missing module.
+        """
+        async with self._installing:
+            if version > self._edge.table.version:
+                table, changed = await asyncio.to_thread(self._load, version, agents)
+                self._switch(table, agents, changed)
+        return self._edge.table.version
+
+    def _load(self, version: int, agents: dict[str, bytes]) -> tuple[MatchTable, set[str]]:
+        changed = {name for name, blob in agents.items() if self._packages.get(name) != blob}
+        for name in changed:
+            self._definitions[name] = self._codec.load(wire.decode_package(agents[name]).definition)
+            self._learn_types(self._definitions[name])
+        definitions = [self._definitions[name] for name in sorted(agents)]
+        return MatchTable(version, definitions, self._registry), changed
+
+    def _learn_types(self, definition: AgentDefinition) -> None:
+        for sub in definition.subscriptions:
+            for cls in sub.types:
+                self._registry.ensure(cls)
+        for group in definition.output_groups:
+            for output in group.outputs:
+                self._registry.ensure(output.type)
+
+    def _switch(self, table: MatchTable, agents: dict[str, bytes], changed: set[str]) -> None:
+        self._rematch |= self._executor.open_ids()
+        for pending in self._out.values():
+            self._rematch |= {completion.id for completion in pending}
+        self._edge.table = table
+        self._packages = agents
+        hosted = {name for name, blob in agents.items() if wire.decode_package(blob).pool.name == self.pool}
+        for name in self._hosted - hosted:
+            self._executor.remove_agent(name)
+        for name in sorted(hosted & (changed | (hosted - self._hosted))):
+            definition = self._definitions[name]
+            runner = AgentRunner(
+                definition, self._registry, self._edge.post, now_us=self._clock.now_us, monotonic=self._monotonic
+            )
+            limit = definition.effective_concurrency()
+            self._executor.set_agent(name, runner, max_concurrency=limit, timeout_s=definition.timeout_s)
+        self._executor.set_agent(MATCH_AGENT, MatchRunner(self._edge), max_concurrency=1, timeout_s=None)
+        self._hosted = hosted
+
+    async def watch(self, wait_s: float) -> bytes:
+        """Answer with a WorkerLoad after `wait_s` seconds: the heartbeat."""
+        await asyncio.sleep(wait_s)
+        return wire.encode(self._load_report())
+
+    def _load_report(self) -> wire.WorkerLoad:
+        load = self._executor.load()
+        return wire.WorkerLoad(
+            self.id,
+            load.queued,
+            {name: agent.running for name, agent in load.agents.items() if agent.running},
+            {name: int(agent.mean_run_s * 1e6) for name, agent in load.agents.items()},
+            load.stuck_threads,
+            load.user_loop_blocked_s,
+        )
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Finish everything queued, report it and take no more; False when the time was not enough."""
+        done = await self._executor.drain(timeout_s)
+        self._closed = True
+        done = done and await self._executor.drain(1.0)
+        if self._sending:
+            await asyncio.wait(list(self._sending.values()), timeout=timeout_s)
+        return done and not self._sending
+
+    def close(self) -> None:
+        """Stop at once."""
+        self._closed = True
+        self._executor.close()
+        for task in self._sending.values():
+            task.cancel()
+
+    # -- results -------------------------------------------------------------------------------
+
+    def _on_done(self, batch: list[tuple[int, wire.Completion]]) -> None:
+        for shard, completion in batch:
+            if shard == DIRECT_SHARD:
+                future = self._direct.get(completion.id)
+                if future is not None and not future.done():
+                    future.set_result(completion)
+                continue
+            pending = self._out.get(shard)
+            if pending is None:
+                self._out[shard] = [completion]
+            else:
+                pending.append(completion)
+            if shard not in self._sending:
+                self._sending[shard] = asyncio.ensure_future(self._send(shard))
+
+    async def _send(self, shard: int) -> None:
+        """Push completions to a shard until none is left; what piles up meanwhile is the next batch."""
+        try:
+            while pending := self._out.pop(shard, None):
+                for start in range(0, len(pending), MAX_COMPLETIONS_PER_MESSAGE):
+                    await self._commit(shard, pending[start : start + MAX_COMPLETIONS_PER_MESSAGE])
+        finally:
+            del self._sending[shard]
+
+    async def _commit(self, shard: int, completions: list[wire.Completion]) -> None:
+        link = self._peers.shard(shard)
+        while True:
+            version = self._edge.table.version
+            if self._rematch:
+                completions = await self._match_again(completions)
+            blob = wire.encode(wire.CompleteBatch(self.id, version, completions))
+            try:
+                reply = wire.decode_complete_reply(await link.complete(blob))
+            except PeerGoneError:
+                # A shard that comes back gives the work out again; until then the results are kept.
+                await asyncio.sleep(RETRY_S * 10)
+                continue
+            if reply.status == "ok":
+                return
+            if reply.status == "stale_table":
+                self._rematch |= {completion.id for completion in completions}
+                await self._refresh(shard)
+            else:
+                await asyncio.sleep(reply.retry_after_s or RETRY_S)
+
+    async def _refresh(self, shard: int) -> None:
+        try:
+            version, agents = await self._peers.shard(shard).table()
+        except PeerGoneError:
+            return
+        await self.install(version, agents)
+
+    async def _match_again(self, completions: list[wire.Completion]) -> list[wire.Completion]:
+        stale = [c for c in completions if c.id in self._rematch]
+        if not stale:
+            return completions
+        self._rematch.difference_update(c.id for c in stale)
+        ids = {c.id for c in stale}
+        return await asyncio.to_thread(
+            lambda: [self._rematched(c) if c.id in ids else c for c in completions]
+        )
+
+    def _rematched(self, completion: wire.Completion) -> wire.Completion:
+        outputs = tuple(self._edge.rematch(posting) for posting in completion.outputs)
+        return msgspec.structs.replace(completion, outputs=outputs)

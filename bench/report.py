@@ -1,0 +1,227 @@
+"""Judges results against the targets, and prints ours beside the toy of the same run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+from bench.workload import BATCHES
+
+Results = dict[str, dict[str, Any]]
+Verdict = Literal["PASS", "FAIL", "ERROR", ""]
+
+MIN_RATE_RATIO, GOAL_RATE_RATIO = 0.35, 0.60
+MAX_LATENCY_RATIO = 2.0
+MAX_BOARD_RATIO = 1.3
+MAX_SLOW_S = 5.0
+MAX_WORKERS = 4
+MAX_START_S = 8.0
+MAX_MATCH_US = 50.0
+MAX_MATCH_GROWTH = 1.3
+MAX_QUIET_LOAD = 1.3
+
+
+class Row(NamedTuple):
+    """One line of the table; an empty verdict is for information."""
+
+    measure: str
+    ours: str
+    toy: str = ""
+    ratio: str = ""
+    target: str = ""
+    verdict: Verdict = ""
+
+
+def _judge(good: bool) -> Verdict:
+    return "PASS" if good else "FAIL"
+
+
+def _rate_rows(results: Results, shards: int) -> list[Row]:
+    ours, toy = results.get(f"chain-{shards}"), results.get(f"toy-{shards}")
+    rows = []
+    for size in map(str, BATCHES):
+        name = f"chain items/s, {shards} shard{'s' * (shards > 1)}, {size} per publish_many"
+        mine = _number(ours, "batches", size, "items_per_s")
+        ceiling = _number(toy, "batches", size, "items_per_s")
+        if mine is None or ceiling is None:
+            rows.append(Row(name, _count(mine), _count(ceiling)))
+            continue
+        ratio = mine / ceiling
+        # Only one shard is judged: on two cores more shards are more processes than cores.
+        judged = shards == 1
+        target = f">= {MIN_RATE_RATIO:.0%}, goal {GOAL_RATE_RATIO:.0%}" if judged else ""
+        verdict = _judge(ratio >= MIN_RATE_RATIO) if judged else ""
+        rows.append(Row(name, _count(mine), _count(ceiling), f"{ratio:.0%}", target, verdict))
+    return rows
+
+
+def _number(result: dict[str, Any] | None, *path: str) -> float | None:
+    value: Any = result
+    for key in path:
+        if not isinstance(value, dict) or key not in value:
+            return None
+        value = value[key]
+    return float(value)
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def _cpu_rows(results: Results) -> list[Row]:
+    """Say where the time goes, by process; a rate by CPU also holds on a busy machine."""
+    costs = {
+        label: result["batches"][size]["cpu_us_per_item"]
+        for label in ("chain-1", "toy-1")
+        if (result := results.get(label)) is not None
+        for size in [str(max(BATCHES))]
+    }
+    rows = [
+        Row(
+            f"CPU us per item, {label}", ", ".join(f"{role} {us:.0f}" for role, us in cost.items() if us >= 1)
+        )
+        for label, cost in costs.items()
+    ]
+    if len(costs) == 2:
+        ours, toy = sum(costs["chain-1"].values()), sum(costs["toy-1"].values())
+        rows.append(Row("CPU us per item, all processes", f"{ours:.0f}", f"{toy:.0f}", f"{toy / ours:.0%}"))
+    return rows
+
+
+def _load_rows(results: Results) -> list[Row]:
+    loads = [result[key] for result in results.values() for key in ("load_before", "load_after")]
+    worst = max(loads, default=1.0)
+    note = "busy: measure again before believing a rate" if worst > MAX_QUIET_LOAD else "quiet"
+    return [Row("machine's load, worst (1.0: all cores free)", f"{worst:.2f} ({note})")]
+
+
+def _latency_rows(results: Results) -> list[Row]:
+    ours, toy = results.get("chain-1"), results.get("toy-1")
+    rows = []
+    for key, until, judged in (("latency_ms", "idle", True), ("latency_wait_ms", "flock.wait", False)):
+        for point in ("p50", "p99"):
+            mine, floor = _number(ours, key, point), _number(toy, "latency_ms", point)
+            name = f"chain latency {point}, publish until {until}"
+            if mine is None or floor is None:
+                rows.append(Row(name, _milliseconds(mine), _milliseconds(floor)))
+                continue
+            ratio = mine / floor
+            counts = judged and point == "p50"
+            target = f"<= {MAX_LATENCY_RATIO:g}x" if counts else ""
+            verdict: Verdict = _judge(ratio <= MAX_LATENCY_RATIO) if counts else ""
+            rows.append(
+                Row(name, _milliseconds(mine), _milliseconds(floor), f"{ratio:.2f}x", target, verdict)
+            )
+    return rows
+
+
+def _board_rows(result: dict[str, Any]) -> list[Row]:
+    curve = result["us_per_artifact"]
+    shown = ", ".join(f"{cost:.0f} at {int(size):,}" for size, cost in curve.items())
+    rows = [
+        Row("us per artifact by board size", shown),
+        Row(
+            f"cost at {result['artifacts']:,} / lowest",
+            f"{result['ratio']:.2f}",
+            target=f"<= {MAX_BOARD_RATIO}",
+            verdict=_judge(result["ratio"] <= MAX_BOARD_RATIO),
+        ),
+    ]
+    for role, growth in sorted(result["growth_bytes_per_100k"].items()):
+        first, second = growth["first"] / 1e6, growth["second"] / 1e6
+        if max(abs(first), abs(second)) >= 1:
+            rows.append(
+                Row(f"memory of {role} per 100k artifacts", f"{first:+.0f} MB, then {second:+.0f} MB")
+            )
+    return rows
+
+
+def _slow_rows(result: dict[str, Any]) -> list[Row]:
+    seconds, workers = result["seconds"], result["worker_processes"]
+    return [
+        Row(
+            f"{result['activations']:,} activations of {result['sleep_s']:g} s",
+            f"{seconds:.2f} s",
+            target=f"< {MAX_SLOW_S:g} s",
+            verdict=_judge(seconds < MAX_SLOW_S),
+        ),
+        Row(
+            "worker processes for them",
+            str(workers),
+            target=f"1 to {MAX_WORKERS}",
+            verdict=_judge(1 <= workers <= MAX_WORKERS),
+        ),
+    ]
+
+
+def _startup_rows(result: dict[str, Any]) -> list[Row]:
+    seconds = result["first_result_s"]
+    return [
+        Row(
+            "Flock() to first result, cold",
+            f"{seconds:.1f} s",
+            target=f"< {MAX_START_S:g} s",
+            verdict=_judge(seconds < MAX_START_S),
+        ),
+        Row("whole process, with import and shutdown", f"{result['process_s']:.1f} s"),
+    ]
+
+
+def _match_rows(result: dict[str, Any]) -> list[Row]:
+    cost, growth = result["worst_match_us"], result["growth"]
+    return [
+        Row(
+            "match one artifact, 1,000 subscriptions of 200 types",
+            f"{cost:.1f} us",
+            target=f"< {MAX_MATCH_US:g} us",
+            verdict=_judge(cost < MAX_MATCH_US),
+        ),
+        Row(
+            "match cost, 5,000 subscriptions / 5",
+            f"{growth:.2f}",
+            target=f"<= {MAX_MATCH_GROWTH}",
+            verdict=_judge(growth <= MAX_MATCH_GROWTH),
+        ),
+    ]
+
+
+def judge(results: Results) -> list[Row]:
+    """Turn results by job label into rows; a failed job is a row with the verdict ERROR."""
+    good = {label: result for label, result in results.items() if "error" not in result}
+    rows: list[Row] = []
+    for shards in (1, 2, 4):
+        if f"chain-{shards}" in good or f"toy-{shards}" in good:
+            rows += _rate_rows(good, shards)
+    if "chain-1" in good or "toy-1" in good:
+        rows += _cpu_rows(good)
+        rows += _latency_rows(good)
+    if "naive" in good:
+        rows.append(Row("naive per-artifact hops, items/s", "", _count(good["naive"]["items_per_s"])))
+    single = {
+        "board_size": _board_rows,
+        "slow_async": _slow_rows,
+        "startup": _startup_rows,
+        "match_cost": _match_rows,
+    }
+    for label, make in single.items():
+        if label in good:
+            rows += make(good[label])
+    rows += [Row(label, results[label]["error"], verdict="ERROR") for label in results.keys() - good.keys()]
+    return rows + _load_rows(results)
+
+
+def table(rows: list[Row]) -> str:
+    """Format rows as aligned columns."""
+    lines = [Row("measure", "ours", "toy", "ratio", "target"), *rows]
+    # A sentence in a cell runs over the columns to its right, which it leaves empty.
+    widths = [
+        max((len(line[column]) for line in lines if any(line[column + 1 :])), default=0)
+        for column in range(len(Row._fields))
+    ]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,68 @@
+"""Settings: one object, read once at the edge. Every field is also an environment variable `FLOCK_<NAME>`."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flock_ray.errors import ConfigurationError
+
+__all__ = ["FlockSettings", "RayConfig", "load_settings"]
+
+
+class RayConfig(BaseSettings):
+    """How to reach Ray. Environment: `FLOCK_RAY_ADDRESS`, `FLOCK_RAY_NUM_CPUS`, ..."""
+
+    model_config = SettingsConfigDict(env_prefix="FLOCK_RAY_", frozen=True)
+
+    address: str | None = None
+    """Of a running cluster; None: `RAY_ADDRESS`, and without that a local Ray of this process's own."""
+    num_cpus: int | None = Field(default=None, ge=1)
+    """Logical CPUs of a local Ray; None: the machine's."""
+    log_to_driver: bool = True
+    """Whether what agents print in workers appears in the driver's output."""
+
+
+class FlockSettings(BaseSettings):
+    """Settings of a Flock."""
+
+    model_config = SettingsConfigDict(env_prefix="FLOCK_", frozen=True)
+
+    model: str | None = None
+    """Default language model of agents without an engine."""
+    namespace: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,100}$")
+    """Name of the board; None: a board of this Flock's own."""
+    shards: int = Field(default=1, ge=1, le=256)
+    """Shard actors of a new board."""
+    detached: bool = False
+    """Whether the board goes on without its driver."""
+    max_agent_iterations: int = Field(default=1000, ge=1)
+    """Runs of one agent on its own descendants, per workflow, before the loop is stopped."""
+    max_payload_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    """Largest payload, in bytes of JSON."""
+    max_artifacts: int | None = Field(default=1_000_000, ge=1000)
+    """Artifacts a memory board keeps over all shards; past it the oldest settled workflows go. None: no limit."""
+    max_open: int = Field(default=200_000, ge=1)
+    """Open activations per shard past which publishers wait."""
+    max_workers: int | None = Field(default=None, ge=1)
+    """Shared worker processes; None: as many as the cluster has CPUs."""
+    publish_timeout: timedelta = timedelta(seconds=30)
+    """How long `publish` waits on a full board before it raises BackpressureError."""
+    replace_agents: bool = False
+    """Whether agents that another driver deployed under the same name may be replaced."""
+
+
+def load_settings(**given: Any) -> FlockSettings:
+    """Return settings from arguments (None means not given), the environment and defaults, in this order.
+
+    Raises:
+        ConfigurationError: A value is out of range or of the wrong type.
+    """
+    try:
+        return FlockSettings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ConfigurationError(f"Settings don't fit: {problems}.") from error

@@ -1,0 +1,1 @@
+"""The sans-IO machine: no Ray, clock, randomness or sockets; decisions come out as data."""

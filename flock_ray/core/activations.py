@@ -1,0 +1,367 @@
+"""How inputs become activations and how workflows count them: the lower half of the shard's core."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from heapq import heappush
+
+import msgspec
+
+from flock_ray.core import gates
+from flock_ray.core.when_tree import WhenTree, decode_when, eval_when, watched_types
+from flock_ray.core.dispatch import Dispatcher
+from flock_ray.core.events import EventLog
+from flock_ray.core.ids import activation_id, output_id, slot_of, workflow_id_for
+from flock_ray.core.index import BoardIndex
+from flock_ray.core.records import Record
+from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
+from flock_ray.core.visibility import decode_visibility, encode_visibility, narrow
+from flock_ray.core.wire import AgentInfo, Envelope, Forward, Match, Posting, SubscriptionSpec, TableSpec
+
+ERROR_POSITION = 2**31 - 1
+"""Output position of the WorkflowError of an activation."""
+
+
+class ActivationDesk:
+    """Slots, workflows' counts, gates' firings and the outbox of one shard."""
+
+    def __init__(self, owned: Collection[int], *, max_artifacts: int | None) -> None:
+        """Start with empty slots."""
+        self.slots: dict[int, Slot] = {index: Slot(index) for index in owned}
+        self.index = BoardIndex()
+        self.events = EventLog()
+        self.dispatch = Dispatcher(lambda a: self.slots[a.slot].open.get(a.id) is a)
+        self.table = TableSpec(0, (), ())
+        self.subscriptions: dict[str, SubscriptionSpec] = {}
+        self.agents: dict[str, AgentInfo] = {}
+        self.matched_types: set[str] = set()
+        self.records: list[Record] = []
+        """Accepted and not yet in the journal."""
+        self.local_forwards: list[Forward] = []
+        """From slots of this shard to slots of this shard."""
+        self.remote_forwards: list[Forward] = []
+        """New outbox entries for other shards."""
+        self.cancels: list[tuple[str, bytes]] = []
+        """(worker, activation) that a worker should stop."""
+        self.num_open = 0
+        """Open activations."""
+        self.num_outbox = 0
+        self.num_active = 0
+        """Sum of all workflows' `open`."""
+        self.num_delayed = 0
+        self.activity = 0
+        """Grows with every accepted artifact and every change of an open count."""
+        self.quiet: list[Workflow] = []
+        """Workflows whose `open` fell to 0 since the host last looked."""
+        self._max_artifacts = max_artifacts
+        self._settled: dict[tuple[int, str], None] = {}
+        self._wake: list[tuple[int, int]] = []
+        self._timer_number = 0
+        self._conditions: dict[str, list[SubscriptionSpec]] = {}
+        self._when: dict[str, WhenTree] = {}
+
+    # -- workflows ----------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """True when nothing runs, is ready or travels: only time or a new input can change the board."""
+        return not (self.num_open or self.num_outbox or self.num_active)
+
+    def _shift(self, workflow: Workflow, open_: int, waiting: int, now_us: int) -> None:
+        workflow.open += open_
+        workflow.waiting += waiting
+        workflow.updated_us = now_us
+        self.num_active += open_
+        self.activity += 1
+        if not workflow.open:
+            self._maybe_settled(workflow)
+
+    def _maybe_settled(self, workflow: Workflow) -> None:
+        """Called whenever nothing of a workflow is open."""
+        if workflow.open:
+            return
+        self.quiet.append(workflow)
+        if self._max_artifacts is not None and workflow.settled:
+            self._settled[workflow.slot, workflow.id] = None
+            if len(self.index) > self._max_artifacts:
+                self._evict()
+
+    def _evict(self) -> None:
+        """Drop the oldest settled workflows until the limit holds; one that runs or waits stays."""
+        assert self._max_artifacts is not None
+        while len(self.index) > self._max_artifacts and self._settled:
+            slot_index, workflow_id = key = next(iter(self._settled))
+            del self._settled[key]
+            workflow = self.slots[slot_index].workflows.get(workflow_id)
+            if workflow is None or not workflow.settled:
+                continue
+            for seq in workflow.seqs:
+                self.index.remove(seq)
+            del self.slots[slot_index].workflows[workflow_id]
+
+    # -- activations --------------------------------------------------------------------------
+
+    def _activate_single(
+        self, slot: Slot, workflow: Workflow, spec: SubscriptionSpec, envelope: Envelope, now_us: int
+    ) -> None:
+        agent = spec.agent
+        if agent in envelope.via and self._loop_exhausted(slot, workflow, agent, (envelope,), now_us):
+            return
+        key = activation_id(agent, spec.id, (envelope.id,), 0)
+        activation = Activation(
+            key, agent, spec.id, slot.index, workflow.id, (envelope,), now_us, spec.priority + envelope.priority
+        )
+        slot.open[key] = activation
+        self.num_open += 1
+        workflow.open += 1
+        self.num_active += 1
+        self.dispatch.push(activation)
+
+    def _feed(self, slot: Slot, spec: SubscriptionSpec, match: Match, item: Item, now_us: int) -> None:
+        key = gates.gate_key(spec, match, item.envelope)
+        firings, expired = gates.feed(slot, spec, key, item, now_us)
+        for expiry in expired:
+            self._expire(slot, expiry, now_us)
+        for firing in firings:
+            self._fire(slot, spec, firing, now_us)
+        # Timers are not taken back: one that finds its gate gone or reopened later does nothing.
+        keys = (key, gates.batch_key(spec, item.envelope)) if spec.kind == "join_batch" else (key,)
+        for gate_key in keys:
+            gate = slot.gate(spec.id, gate_key)
+            if gate is None:
+                continue
+            if gate.deadline_us and gate.timer_us != gate.deadline_us:
+                gate.timer_us = gate.deadline_us
+                self._add_timer(slot, gate.deadline_us, "gate", gate_key, spec.id.encode())
+            if not item.announced and any(held is item for held in gate.newest()):
+                item.announced = True
+                self._move(slot, item, 0 if item.home == slot.index else -1, 1, now_us)
+
+    def _fire(self, slot: Slot, spec: SubscriptionSpec, firing: gates.Firing, now_us: int) -> None:
+        inputs = tuple(item.envelope for item in firing.items)
+        workflows = {envelope.correlation_id for envelope in inputs}
+        key = activation_id(spec.agent, spec.id, tuple(envelope.id for envelope in inputs), firing.round)
+        correlation = inputs[0].correlation_id if len(workflows) == 1 else workflow_id_for(key)
+        charges: dict[tuple[int, str], int] = {}
+        for item in firing.items:
+            place = (item.home, item.envelope.correlation_id)
+            charges[place] = charges.get(place, 0) + 1
+            if item.announced:
+                self._move(slot, item, 1, -1, now_us)
+            elif item.home == slot.index:
+                self._move(slot, item, 1, 0, now_us)
+        activation = Activation(
+            key, spec.agent, spec.id, slot.index, correlation, inputs, now_us,
+            spec.priority + max(envelope.priority for envelope in inputs), firing.groups,
+            tuple((home, workflow, count) for (home, workflow), count in charges.items()),
+        )  # fmt: skip
+        home = slot.workflows.get(inputs[0].correlation_id)
+        looping = any(spec.agent in envelope.via for envelope in inputs)
+        if looping and home is not None and self._loop_exhausted(slot, home, spec.agent, inputs, now_us):
+            self._discharge(slot, activation, now_us)
+            return
+        slot.open[key] = activation
+        self.num_open += 1
+        self.dispatch.push(activation)
+
+    def _discharge(self, slot: Slot, activation: Activation, now_us: int) -> None:
+        """Tell the workflows of an activation that it is over."""
+        if activation.charges is None:
+            workflow = slot.workflows.get(activation.correlation_id)
+            if workflow is not None:
+                self._shift(workflow, -1, 0, now_us)
+            return
+        for home, workflow_id, count in activation.charges:
+            self._tell(slot, home, workflow_id, -count, 0, now_us)
+
+    def _give_up(self, slot: Slot, activation: Activation, now_us: int, error: str, message: str) -> None:
+        """End an activation that can't be run: its error becomes an artifact, its workflow goes on."""
+        self.dispatch.release(activation)
+        del slot.open[activation.id]
+        self.num_open -= 1
+        self.events.note(now_us, "activation.failed", agent=activation.agent, activation_id=activation.id,
+                         correlation_id=activation.correlation_id, detail=f"{error}: {message}")  # fmt: skip
+        if activation.agent != MATCH_AGENT:
+            self._publish_error(slot, activation.id, activation.agent, activation.correlation_id,
+                                activation.inputs, error, message, now_us)  # fmt: skip
+        self._discharge(slot, activation, now_us)
+
+    def _loop_exhausted(
+        self, slot: Slot, workflow: Workflow, agent: str, inputs: tuple[Envelope, ...], now_us: int
+    ) -> bool:
+        """Count one more run of an agent on its own descendants; True when the workflow has had enough."""
+        info = self.agents.get(agent)
+        limit = info.max_iterations if info is not None else 1000
+        if workflow.iterations is None:
+            workflow.iterations = {}
+        count = workflow.iterations[agent] = workflow.iterations.get(agent, 0) + 1
+        if count < limit:
+            return False
+        message = (
+            f"agent {agent!r} ran {limit} times on artifacts that descend from its own; the loop was stopped. "
+            "Give it an exit (where=, Until) or raise max_agent_iterations."
+        )
+        self.events.note(now_us, "loop.stopped", agent=agent, correlation_id=workflow.id,
+                         artifact_ids=tuple(e.id for e in inputs), detail=message)  # fmt: skip
+        if count == limit:
+            key = activation_id(agent, "loop-guard", tuple(e.id for e in inputs), 0)
+            self._publish_error(slot, key, agent, workflow.id, inputs, "LoopGuardError", message, now_us)
+        return True
+
+    def _publish_error(
+        self,
+        slot: Slot,
+        activation: bytes,
+        agent: str,
+        correlation_id: str,
+        inputs: tuple[Envelope, ...],
+        error: str,
+        message: str,
+        now_us: int,
+    ) -> None:
+        """Publish a WorkflowError that no worker could make; who consumes it is matched by a worker later."""
+        keys = {envelope.partition_key for envelope in inputs}
+        partition_key = keys.pop() if len(keys) == 1 else None
+        payload = {
+            "failed_agent": agent, "error_type": error, "error_message": message,
+            "timestamp": _iso(now_us), "task_id": activation.hex(), "correlation_id": correlation_id,
+        }  # fmt: skip
+        envelope = Envelope(
+            output_id(activation, ERROR_POSITION), "WorkflowError", 1, msgspec.json.encode(payload), correlation_id,
+            slot_of(partition_key if partition_key is not None else correlation_id), f"orchestrator#{agent}", now_us,
+            tuple(sorted({tag for e in inputs for tag in e.tags})), encode_visibility(narrow(*(decode_visibility(e.visibility) for e in inputs))),
+            partition_key, tuple(e.id for e in inputs), activation, 0,
+            tuple(sorted({name for e in inputs for name in e.via} | {agent})),
+        )  # fmt: skip
+        self._publish_output(slot, Posting(envelope), now_us, unmatched=True)
+
+    def _publish_output(self, slot: Slot, posting: Posting, now_us: int, *, unmatched: bool = False) -> None:
+        envelope = posting.envelope
+        if envelope.slot != slot.index:
+            self._send(slot, envelope.slot, "publish", posting=posting, match=_UNMATCHED if unmatched else None)
+        elif envelope.id not in self.index:
+            self._accept(slot, posting, now_us)
+            if unmatched:
+                self._request_match(slot, envelope, now_us)
+
+    def _request_match(self, slot: Slot, envelope: Envelope, now_us: int) -> None:
+        if envelope.type not in self.matched_types:
+            return
+        key = activation_id(MATCH_AGENT, "", (envelope.id,), 0)
+        workflow = slot.workflows[envelope.correlation_id]
+        slot.open[key] = Activation(key, MATCH_AGENT, "", slot.index, workflow.id, (envelope,), now_us)
+        self.num_open += 1
+        self._shift(workflow, 1, 0, now_us)
+        self.dispatch.push(slot.open[key])
+
+    def _accept(self, slot: Slot, posting: Posting, now_us: int) -> None:
+        raise NotImplementedError  # the upper half's: ShardCore
+
+    def _deliver(self, slot: Slot, workflow: Workflow, match: Match, envelope: Envelope, now_us: int) -> None:
+        raise NotImplementedError  # the upper half's: ShardCore
+
+    # -- what other slots hear ----------------------------------------------------------------
+
+    def _send(
+        self, slot: Slot, target: int, kind: str, *, posting: Posting | None = None, match: Match | None = None,
+        workflow: str = "", delta: tuple[int, int] = (0, 0),
+    ) -> None:  # fmt: skip
+        seq = slot.out_seq[target] = slot.out_seq.get(target, 0) + 1
+        forward = Forward(slot.index, target, seq, kind, posting, match, workflow, delta)
+        slot.outbox[target, seq] = forward
+        self.num_outbox += 1
+        (self.local_forwards if target in self.slots else self.remote_forwards).append(forward)
+
+    def _move(self, slot: Slot, item: Item, open_: int, waiting: int, now_us: int) -> None:
+        self._tell(slot, item.home, item.envelope.correlation_id, open_, waiting, now_us)
+
+    def _tell(self, slot: Slot, home: int, workflow_id: str, open_: int, waiting: int, now_us: int) -> None:
+        if home != slot.index:
+            self._send(slot, home, "settle", workflow=workflow_id, delta=(open_, waiting))
+            return
+        workflow = slot.workflows.get(workflow_id)
+        if workflow is not None:
+            self._shift(workflow, open_, waiting, now_us)
+
+    def _return_item(self, slot: Slot, item: Item, now_us: int) -> None:
+        """An input leaves its gate without an activation."""
+        if item.announced:
+            self._move(slot, item, 0, -1, now_us)
+        elif item.home != slot.index:
+            self._move(slot, item, -1, 0, now_us)
+
+    def _expire(self, slot: Slot, expiry: gates.Expiry, now_us: int) -> None:
+        missing = gates.waits_for(expiry.gate)
+        waited = ", ".join(f"{count} x {name}" for name, count in missing.items())
+        self.events.note(now_us, "gate.expired", agent=expiry.gate.spec.agent,
+                         correlation_id=expiry.items[0].envelope.correlation_id if expiry.items else "",
+                         artifact_ids=tuple(i.envelope.id for i in expiry.items),
+                         detail=f"{expiry.gate.spec.id}: the window ended; still missing {waited}")  # fmt: skip
+        for item in expiry.items:
+            self._return_item(slot, item, now_us)
+
+    def _cancel_items(self, slot: Slot, gate: Gate, workflow_id: str, now_us: int) -> None:
+        gone = [item for item in gate.items() if item.envelope.correlation_id == workflow_id]
+        if not gone:
+            return
+        for queue in gate.held.values():
+            for item in gone:
+                if item in queue:
+                    queue.remove(item)
+        gate.batch = [group for group in gate.batch if not any(item in gone for item in group)]
+        if gate.empty:
+            slot.drop_gate(gate)
+        for item in gone:
+            self._return_item(slot, item, now_us)
+
+    def _unknown_subscription(self, match: Match, envelope: Envelope, now_us: int) -> None:
+        self.events.note(now_us, "match.unknown_subscription", artifact_ids=(envelope.id,),
+                         correlation_id=envelope.correlation_id,
+                         detail=f"{match.subscription} is not in the subscription table (any more)")  # fmt: skip
+
+    def _add_timer(self, slot: Slot, due_us: int, kind: str, first: bytes, second: bytes) -> None:
+        self._timer_number += 1
+        heappush(slot.timers, (due_us, self._timer_number, kind, first, second))
+        heappush(self._wake, (due_us, slot.index))
+
+    # -- activation conditions (When) ---------------------------------------------------------
+
+    def _index_conditions(self) -> None:
+        self._when = {s.id: decode_when(s.when) for s in self.table.subscriptions if s.when}
+        self._conditions = {}
+        for spec in self.table.subscriptions:
+            if spec.when:
+                for name in watched_types(self._when[spec.id]):
+                    self._conditions.setdefault(name, []).append(spec)
+
+    def _condition_holds(self, spec: SubscriptionSpec, workflow: Workflow) -> bool:
+        flags = {flag for sub, flag in workflow.flags or () if sub == spec.id}
+        return eval_when(self._when[spec.id], workflow.counts, flags)
+
+    def _recheck_conditions(self, slot: Slot, workflow: Workflow, posting: Posting, now_us: int) -> None:
+        """Release inputs whose `activation=` condition an artifact has made true."""
+        touched = {spec.id: spec for spec in self._conditions.get(posting.envelope.type, ())}
+        for signal in posting.signals:
+            if workflow.flags is None:
+                workflow.flags = set()
+            workflow.flags.add(signal)
+            spec = self.subscriptions.get(signal[0])
+            if spec is not None:
+                touched[spec.id] = spec
+        for spec in touched.values():
+            held = slot.held.get((spec.id, workflow.id))
+            if held and self._condition_holds(spec, workflow):
+                del slot.held[spec.id, workflow.id]
+                for envelope, match in held:
+                    workflow.waiting -= 1
+                    self._deliver(slot, workflow, match, envelope, now_us)
+
+
+_UNMATCHED = Match("")
+"""On a `publish` forward: the artifact still has to be matched by a worker."""
+
+
+def _iso(at_us: int) -> str:
+    from datetime import UTC, datetime, timedelta
+
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_us)).isoformat()

@@ -1,0 +1,132 @@
+"""What an agent declares, as plain values: filled by the builder, read by edges and workers.
+
+These records hold user callables, so they travel by cloudpickle from the user's own driver
+to the user's own workers and nowhere else. Shards only ever see `wire.SubscriptionSpec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from flock_ray.core.conditions import Condition
+    from flock_ray.core.specs import BatchSpec, FanOutRange, JoinSpec
+    from flock_ray.core.visibility import Visibility
+
+Mode = Literal["both", "events", "direct"]
+Delivery = Literal["all", "exclusive"]
+Scope = Literal["workflow", "board"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """One `.consumes(...)` of one agent."""
+
+    id: str
+    """Stable across deploys: agent + declared name or shape, never a position in a list."""
+    agent: str
+    types: tuple[type[BaseModel], ...]
+    """Declared order, repeated for counts."""
+    where: tuple[Callable[[Any], bool], ...] = ()
+    from_agents: frozenset[str] = frozenset()
+    tags: frozenset[str] = frozenset()
+    """Any tag in common is enough; empty means no tag condition."""
+    join: JoinSpec | None = None
+    batch: BatchSpec | None = None
+    mode: Mode = "both"
+    priority: int = 0
+    delivery: Delivery = "all"
+    scope: Scope | None = None
+    """None: the default of the kind (AND: workflow; join and batch: board)."""
+    activation: Condition | None = None
+    semantic: Any = None
+
+    @property
+    def kind(self) -> str:
+        """One of single, and, join, batch, join_batch."""
+        if self.join is not None:
+            return "join" if self.batch is None else "join_batch"
+        if self.batch is not None:
+            return "batch"
+        return "single" if len(self.types) == 1 else "and"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One declared output type of a group."""
+
+    type: type[BaseModel]
+    count: int = 1
+    """Exact number of artifacts expected; ignored when `fan_out` is set."""
+    fan_out: FanOutRange | None = None
+    """A range of how many; None for exactly `count`."""
+    where: Callable[[Any], bool] | None = None
+    validate: tuple[tuple[Callable[[Any], bool], str], ...] = ()
+    visibility: Visibility | Callable[[Any], Visibility] | None = None
+    """None: public, unless the inputs' visibility must be inherited."""
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputGroup:
+    """One `.publishes(...)` call: produced by one engine call."""
+
+    outputs: tuple[OutputSpec, ...]
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """Processes of an agent's own, from `.pool(...)`; agents without one share workers."""
+
+    min: int = 0
+    max: int | None = None
+    """None: as many as the cluster's resources allow."""
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    resources: tuple[tuple[str, float], ...] = ()
+    idle_timeout_s: float = 60.0
+
+
+@dataclass(slots=True)
+class AgentDefinition:
+    """Everything a worker needs to run an agent and an edge needs to match for it."""
+
+    name: str
+    description: str | None = None
+    subscriptions: list[Subscription] = field(default_factory=list)
+    output_groups: list[OutputGroup] = field(default_factory=list)
+    function: Callable[..., Any] | None = None
+    """The plain Python engine of `.runs(fn)`."""
+    engines: list[Any] = field(default_factory=list)
+    """EngineComponent instances, run in a chain."""
+    utilities: list[Any] = field(default_factory=list)
+    labels: frozenset[str] = frozenset()
+    tenant: str | None = None
+    max_concurrency: int | None = None
+    """Activations at once per replica; None: 1 for sync functions, 16 otherwise."""
+    pool: PoolSpec | None = None
+    timeout_s: float | None = None
+    """Limit of one activation; None: no limit."""
+    best_of: tuple[int, Callable[[Any], float]] | None = None
+    prevent_self_trigger: bool = True
+    calls: Callable[..., Any] | None = None
+    max_iterations: int | None = None
+    max_crashes: int = 3
+    tools: list[Callable[..., Any]] = field(default_factory=list)
+    context_provider: Any = None
+    model: str | None = None
+
+    def effective_concurrency(self) -> int:
+        """Activations at once per replica."""
+        import inspect
+
+        if self.max_concurrency is not None:
+            return self.max_concurrency
+        if self.function is not None and not inspect.iscoroutinefunction(self.function):
+            return 1
+        return 16

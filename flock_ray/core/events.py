@@ -1,0 +1,118 @@
+"""What happened, as a bounded log that one can list: nothing is dropped in silence.
+
+The log keeps references to what was decided anyway and builds `Event`s when somebody reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from flock_ray.core.wire import Completion, Envelope
+
+MAX_EVENTS = 50_000
+"""Events a shard keeps; a reader that is slower than that gets a `gap` event."""
+
+
+class Event(msgspec.Struct, array_like=True, frozen=True):
+    """One decision or incident."""
+
+    seq: int
+    """Position in its shard's log."""
+    at_us: int
+    kind: str
+    agent: str = ""
+    correlation_id: str = ""
+    activation_id: bytes = b""
+    artifact_ids: tuple[bytes, ...] = ()
+    detail: str = ""
+    shard: int = 0
+
+
+class EventLog:
+    """A ring of the newest events of one shard."""
+
+    __slots__ = ("_entries", "_limit", "base")
+
+    def __init__(self, limit: int = MAX_EVENTS) -> None:
+        """Start empty, keeping at most `limit` to twice `limit` events."""
+        self._limit = limit
+        self._entries: list[tuple[int, str, Any, Any]] = []
+        self.base = 1
+
+    @property
+    def head(self) -> int:
+        """Position of the newest event; 0 before the first."""
+        return self.base + len(self._entries) - 1
+
+    def published(self, at_us: int, envelope: Envelope) -> None:
+        """Note that an artifact was accepted."""
+        self._entries.append((at_us, "artifact.published", envelope, None))
+        if len(self._entries) > 2 * self._limit:
+            self._trim()
+
+    def completed(self, at_us: int, agent: str, completion: Completion) -> None:
+        """Note that an activation ended."""
+        kind = "activation.completed" if completion.error is None else "activation.failed"
+        self._entries.append((at_us, kind, completion, agent))
+
+    def note(
+        self,
+        at_us: int,
+        kind: str,
+        *,
+        agent: str = "",
+        correlation_id: str = "",
+        activation_id: bytes = b"",
+        artifact_ids: tuple[bytes, ...] = (),
+        detail: str = "",
+    ) -> None:
+        """Note anything else."""
+        event = Event(0, at_us, kind, agent, correlation_id, activation_id, artifact_ids, detail)
+        self._entries.append((at_us, kind, event, None))
+        if len(self._entries) > 2 * self._limit:
+            self._trim()
+
+    def _trim(self) -> None:
+        excess = len(self._entries) - self._limit
+        del self._entries[:excess]
+        self.base += excess
+
+    def read(
+        self, after: int, limit: int, *, kinds: frozenset[str] = frozenset(), correlation_id: str | None = None
+    ) -> tuple[list[Event], int]:
+        """Return events behind a position and the position to go on from.
+
+        Args:
+            after: Position of the last event seen; 0 for the oldest kept. If events behind it are gone,
+                the first one returned is a `gap` whose detail says how many.
+            limit: At most this many events.
+            kinds: Only these kinds (or their prefix before the dot); empty for all.
+            correlation_id: Only this workflow; None for all.
+        """
+        out: list[Event] = []
+        if after + 1 < self.base and after > 0:
+            missed = self.base - after - 1
+            out.append(Event(self.base - 1, 0, "gap", detail=f"{missed} events were dropped before they were read"))
+        position = max(after + 1, self.base)
+        while position <= self.head and len(out) < limit:
+            at_us, kind, subject, agent = self._entries[position - self.base]
+            if not kinds or kind in kinds or kind.partition(".")[0] in kinds:
+                event = _event(position, at_us, kind, subject, agent)
+                if correlation_id is None or event.correlation_id == correlation_id:
+                    out.append(event)
+            position += 1
+        return out, position - 1
+
+
+def _event(seq: int, at_us: int, kind: str, subject: Any, agent: Any) -> Event:
+    if isinstance(subject, Envelope):
+        return Event(seq, at_us, kind, subject.produced_by, subject.correlation_id, subject.activation_id or b"",
+                     (subject.id,), subject.type)  # fmt: skip
+    if isinstance(subject, Completion):
+        detail = "" if subject.error is None else f"{subject.error.type}: {subject.error.message}"
+        outputs = tuple(p.envelope.id for p in subject.outputs)
+        correlation = subject.outputs[0].envelope.correlation_id if subject.outputs else ""
+        return Event(seq, at_us, kind, agent, correlation, subject.id, outputs, detail)
+    return msgspec.structs.replace(subject, seq=seq)

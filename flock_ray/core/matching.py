@@ -1,0 +1,321 @@
+"""Matching: which subscriptions an artifact satisfies. Runs at the edge, where the model is at hand.
+
+The table is compiled once per version into candidates by type, so the cost of a match depends on
+who listens to that type and on nothing else. User code (predicates, join keys, `When` field tests)
+only runs here, never in a shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+from pydantic import BaseModel
+
+from flock_ray.core.conditions import WhenSpec, compile_when, encode_when
+from flock_ray.core.definition import AgentDefinition, Subscription
+from flock_ray.core.ids import derive_id
+from flock_ray.core.registry import TypeRegistry
+from flock_ray.core.visibility import AgentIdentity, Visibility, decode_visibility, earliest_visible_us
+from flock_ray.core.wire import AgentInfo, Envelope, Match, Refusal, SubscriptionSpec, TableSpec
+from flock_ray.errors import safe_error_text
+
+MAX_KEY_BYTES = 64
+"""A longer join key is replaced by its hash."""
+
+_US = 1_000_000
+
+
+class Check(NamedTuple):
+    """One condition of a subscription and what an artifact made of it."""
+
+    condition: str
+    passed: bool
+    value: str
+    error: str | None = None
+    """What the predicate raised; None when it answered."""
+    due_us: int = 0
+    """The condition holds from this time on; 0 is now."""
+
+
+class Matched(NamedTuple):
+    """What the edge found out about one artifact."""
+
+    matches: tuple[Match, ...]
+    signals: tuple[tuple[str, int], ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+
+class Candidate:
+    """One subscription, ready to be tested against artifacts of one of its types."""
+
+    __slots__ = ("identity", "plain", "self_trigger", "subscription", "when")
+
+    def __init__(self, subscription: Subscription, definition: AgentDefinition) -> None:
+        """Compile one subscription."""
+        self.subscription = subscription
+        self.self_trigger = not definition.prevent_self_trigger
+        self.identity = AgentIdentity(name=definition.name, labels=definition.labels, tenant_id=definition.tenant)
+        sub = subscription
+        self.plain = not (sub.where or sub.from_agents or sub.tags or sub.join or sub.delivery == "exclusive")
+        """True when only the producer and the visibility can stand in the way."""
+        self.when: WhenSpec | None = None
+
+    def checks(self, envelope: Envelope, visibility: Visibility | None, model: Callable[[], Any]) -> Iterator[Check]:
+        """Test the conditions in order, cheap ones first; the caller stops at the first that fails."""
+        sub = self.subscription
+        own = envelope.produced_by == sub.agent
+        yield Check("not own output", self.self_trigger or not own, envelope.produced_by)
+        if sub.from_agents:
+            yield Check("from_agents", envelope.produced_by in sub.from_agents, envelope.produced_by)
+        if sub.tags:
+            yield Check("tags", not sub.tags.isdisjoint(envelope.tags), ", ".join(envelope.tags))
+        if visibility is not None:
+            due = earliest_visible_us(visibility, self.identity, envelope.created_us)
+            later = due is not None and due > envelope.created_us
+            yield Check("visibility", due is not None, str(visibility), None, due if later and due is not None else 0)
+        for position, predicate in enumerate(sub.where):
+            yield _test(f"where[{position}]", predicate, model)
+
+    def key(self, model: Callable[[], Any]) -> bytes | Refusal:
+        """Return the canonical join key, or why there is none."""
+        join = self.subscription.join
+        if join is None:
+            return b""
+        try:
+            data = msgspec.json.encode(join.by(model()), order="deterministic")
+        except Exception as error:
+            kind, text = safe_error_text(error)
+            return Refusal(self.subscription.id, "join key", f"{kind}: {text}")
+        return data if len(data) <= MAX_KEY_BYTES else derive_id(data)
+
+
+def _test(name: str, predicate: Callable[[Any], Any], model: Callable[[], Any]) -> Check:
+    try:
+        answer = bool(predicate(model()))
+    except Exception as error:
+        kind, text = safe_error_text(error)
+        return Check(name, False, "raised", f"{kind}: {text}")
+    return Check(name, answer, str(answer))
+
+
+class _ForType(NamedTuple):
+    candidates: tuple[Candidate, ...]
+    plain: tuple[Match, ...] | None
+    """The whole answer for public artifacts of other producers, when no candidate has conditions."""
+    producers: frozenset[str]
+    """Agents whose own output is not theirs to consume."""
+    tests: tuple[tuple[str, int, Callable[[Any], bool]], ...]
+    """(subscription, flag, predicate) of `When` field conditions on the type."""
+
+
+_NOBODY = _ForType((), (), frozenset(), ())
+
+
+class MatchTable:
+    """One version of the subscription table, compiled for matching."""
+
+    def __init__(self, version: int, definitions: Sequence[AgentDefinition], registry: TypeRegistry) -> None:
+        """Compile the table.
+
+        Args:
+            version: Number that the router gave to this set of agents; 0 for an empty board.
+            definitions: Every agent of the board.
+            registry: Where the names of types come from.
+        """
+        self.version = version
+        self.definitions = {definition.name: definition for definition in definitions}
+        self._registry = registry
+        candidates: dict[str, list[Candidate]] = {}
+        tests: dict[str, list[tuple[str, int, Callable[[Any], bool]]]] = {}
+        specs: list[SubscriptionSpec] = []
+        for definition in definitions:
+            for sub in definition.subscriptions:
+                candidate = Candidate(sub, definition)
+                if sub.activation is not None:
+                    candidate.when = compile_when(sub.activation)
+                    for flag, test in enumerate(candidate.when.predicates):
+                        tests.setdefault(test.type_name, []).append((sub.id, flag, test.holds))
+                specs.append(_spec(candidate, registry))
+                if sub.mode == "direct":
+                    continue
+                for cls in dict.fromkeys(sub.types):
+                    candidates.setdefault(registry.name_for(cls), []).append(candidate)
+        self.spec = TableSpec(version, tuple(_agent_info(d) for d in definitions), tuple(specs))
+        self._types = {
+            name: _compile(sorted(candidates.get(name, ()), key=_rank), tests.get(name, ()))
+            for name in candidates.keys() | tests.keys()
+        }
+
+    def listens(self, type_name: str) -> bool:
+        """Say whether any subscription names the type."""
+        return type_name in self._types
+
+    def match(self, envelope: Envelope, model: BaseModel | None, not_before_us: int = 0) -> Matched:
+        """Decide who gets an artifact.
+
+        Args:
+            envelope: The artifact.
+            model: Its payload as a model; None: it is decoded if a condition needs it.
+            not_before_us: Earliest delivery of all matches; 0 for at once.
+        """
+        table = self._types.get(envelope.type, _NOBODY)
+        if (
+            table.plain is not None
+            and envelope.visibility is None
+            and not not_before_us
+            and envelope.produced_by not in table.producers
+        ):
+            return Matched(table.plain)
+        return self._match_slowly(table, envelope, model, not_before_us)
+
+    def _match_slowly(
+        self, table: _ForType, envelope: Envelope, model: BaseModel | None, not_before_us: int
+    ) -> Matched:
+        decoded = [model]
+
+        def get() -> BaseModel:
+            if decoded[0] is None:
+                decoded[0] = self._registry.validate(envelope.type, envelope.version, envelope.payload)
+            return decoded[0]
+
+        visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)
+        matches: list[Match] = []
+        refusals: list[Refusal] = []
+        exclusive: list[tuple[Candidate, Match]] = []
+        served: set[str] = set()
+        for candidate in table.candidates:
+            sub = candidate.subscription
+            single = sub.kind == "single"
+            if single and sub.agent in served:
+                continue
+            match = self._match_one(candidate, envelope, visibility, get, not_before_us, refusals)
+            if match is None:
+                continue
+            if sub.delivery == "exclusive":
+                exclusive.append((candidate, match))
+            else:
+                matches.append(match)
+            if single:
+                served.add(sub.agent)
+        if exclusive:
+            matches.append(_choose(exclusive, envelope.id))
+        signals = tuple(_signals(table.tests, get, refusals)) if table.tests else ()
+        return Matched(tuple(matches), signals, tuple(refusals))
+
+    @staticmethod
+    def _match_one(
+        candidate: Candidate,
+        envelope: Envelope,
+        visibility: Visibility | None,
+        get: Callable[[], BaseModel],
+        not_before_us: int,
+        refusals: list[Refusal],
+    ) -> Match | None:
+        due_us = not_before_us
+        for check in candidate.checks(envelope, visibility, get):
+            if check.error is not None:
+                refusals.append(Refusal(candidate.subscription.id, check.condition, check.error))
+            if not check.passed:
+                return None
+            due_us = max(due_us, check.due_us)
+        key = candidate.key(get)
+        if isinstance(key, Refusal):
+            refusals.append(key)
+            return None
+        return Match(candidate.subscription.id, key, due_us)
+
+    def explain(self, envelope: Envelope) -> dict[str, list[Check]]:
+        """Evaluate every condition of every subscription on the artifact's type, without stopping early."""
+        visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)
+
+        def get() -> BaseModel:
+            return self._registry.validate(envelope.type, envelope.version, envelope.payload)
+
+        out: dict[str, list[Check]] = {}
+        for candidate in self._types.get(envelope.type, _NOBODY).candidates:
+            checks = list(candidate.checks(envelope, visibility, get))
+            if candidate.subscription.join is not None:
+                key = candidate.key(get)
+                bad = isinstance(key, Refusal)
+                checks.append(Check("join key", not bad, "raised" if bad else repr(key), key.error if bad else None))  # type: ignore[union-attr]  # bad says which
+            out[candidate.subscription.id] = checks
+        return out
+
+
+def _rank(candidate: Candidate) -> int:
+    return -candidate.subscription.priority
+
+
+def _compile(candidates: list[Candidate], tests: Sequence[tuple[str, int, Callable[[Any], bool]]]) -> _ForType:
+    plain: tuple[Match, ...] | None = None
+    if not tests and all(c.plain for c in candidates):
+        served: set[str] = set()
+        matches = []
+        for candidate in candidates:
+            sub = candidate.subscription
+            if sub.kind == "single":
+                if sub.agent in served:
+                    continue
+                served.add(sub.agent)
+            matches.append(Match(sub.id))
+        plain = tuple(matches)
+    producers = frozenset(c.subscription.agent for c in candidates if not c.self_trigger)
+    return _ForType(tuple(candidates), plain, producers, tuple(tests))
+
+
+def _choose(exclusive: list[tuple[Candidate, Match]], artifact_id: bytes) -> Match:
+    """Pick one: the highest priority, and among equals evenly by the artifact's id."""
+    top = max(candidate.subscription.priority for candidate, _ in exclusive)
+    best = [(c.subscription.id, match) for c, match in exclusive if c.subscription.priority == top]
+    best.sort(key=lambda entry: derive_id(entry[0].encode(), artifact_id))
+    return best[0][1]
+
+
+def _signals(
+    tests: Sequence[tuple[str, int, Callable[[Any], bool]]], get: Callable[[], BaseModel], refusals: list[Refusal]
+) -> Iterator[tuple[str, int]]:
+    for subscription, flag, predicate in tests:
+        check = _test("activation", predicate, get)
+        if check.error is not None:
+            refusals.append(Refusal(subscription, check.condition, check.error))
+        elif check.passed:
+            yield subscription, flag
+
+
+def _agent_info(definition: AgentDefinition) -> AgentInfo:
+    return AgentInfo(
+        definition.name,
+        definition.max_iterations if definition.max_iterations is not None else 1000,
+        definition.max_crashes,
+        definition.effective_concurrency(),
+    )
+
+
+def _spec(candidate: Candidate, registry: TypeRegistry) -> SubscriptionSpec:
+    sub = candidate.subscription
+    within_us = within_count = batch_size = batch_timeout_us = 0
+    if sub.join is not None:
+        if isinstance(sub.join.within, int):
+            within_count = sub.join.within
+        else:
+            within_us = int(sub.join.within.total_seconds() * _US)
+    if sub.batch is not None:
+        batch_size = sub.batch.size or 0
+        if sub.batch.timeout is not None:
+            batch_timeout_us = max(1, int(sub.batch.timeout.total_seconds() * _US))
+    return SubscriptionSpec(
+        id=sub.id,
+        agent=sub.agent,
+        types=tuple(registry.name_for(cls) for cls in sub.types),
+        kind=sub.kind,
+        scope=sub.scope or ("workflow" if sub.kind in ("single", "and") else "board"),
+        within_us=within_us,
+        within_count=within_count,
+        batch_size=batch_size,
+        batch_timeout_us=batch_timeout_us,
+        priority=sub.priority,
+        exclusive=sub.delivery == "exclusive",
+        when=encode_when(candidate.when) if candidate.when is not None else b"",
+    )

@@ -1,0 +1,414 @@
+"""The shard's state machine: commands in, records and effects out. No I/O, no clock, no randomness.
+
+Every public command validates, appends one record and then applies that record through the same
+`_on_...` method that `replay` uses: what recovery rebuilds is what ran. The host (a Ray actor,
+the virtual board, the simulator) drains `records` to the journal first and acts on effects after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from heapq import heappop, heappush
+from typing import Any
+
+from flock_ray.core import gates
+from flock_ray.core.activations import ActivationDesk
+from flock_ray.core.records import (
+    Cancelled,
+    Completed,
+    Flushed,
+    ForwardAcked,
+    ForwardedIn,
+    Installed,
+    Lost,
+    Published,
+    Record,
+    Ticked,
+)
+from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot, Workflow
+from flock_ray.core.wire import (
+    CONFLICT,
+    DUPLICATE,
+    PUBLISHED,
+    WRONG_SLOT,
+    Completion,
+    Envelope,
+    Forward,
+    Match,
+    Posting,
+    SubscriptionSpec,
+    TableSpec,
+    Task,
+)
+
+
+NOT_RUN = "UnknownAgentError"
+"""Error type of a completion that says: this worker does not have the agent, hand it to another one."""
+
+
+class ShardCore(ActivationDesk):
+    """State of all slots that one shard owns."""
+
+    def __init__(self, owned: Collection[int], *, max_artifacts: int | None = None) -> None:
+        """Start with empty slots.
+
+        Args:
+            owned: Slots of this shard.
+            max_artifacts: Artifacts kept; past it the oldest settled workflows are evicted. None: no limit.
+        """
+        super().__init__(owned, max_artifacts=max_artifacts)
+        self._replays: dict[type, Callable[[Any], None]] = {
+            Published: lambda r: self._on_published(r),
+            Completed: lambda r: self._on_completed(r, self.slots[r.slot].open[r.completion.id]),
+            Ticked: lambda r: self._on_ticked(r),
+            ForwardedIn: lambda r: self._on_forwarded(r),
+            ForwardAcked: lambda r: self._on_forward_acked(r),
+            Lost: lambda r: self._on_lost(r),
+            Flushed: lambda r: self._on_flushed(r),
+            Cancelled: lambda r: self._on_cancelled(r),
+            Installed: lambda r: self._on_installed(r),
+        }
+
+    def replay(self, record: Record) -> None:
+        """Apply a record from the journal, as it was applied when it was written."""
+        self._replays[type(record)](record)
+
+    # -- commands ---------------------------------------------------------------------------
+
+    def install(self, table: TableSpec, now_us: int) -> bool:
+        """Take a newer version of the subscription table; an older or equal one changes nothing (False)."""
+        if table.version <= self.table.version:
+            return False
+        for index in self.slots:
+            self.records.append(Installed(now_us, index, table))
+        self._on_installed(self.records[-1])  # type: ignore[arg-type]  # the loop appended it
+        return True
+
+    def publish(self, posting: Posting, now_us: int) -> int:
+        """Accept an artifact from outside; returns PUBLISHED, DUPLICATE, CONFLICT or WRONG_SLOT."""
+        envelope = posting.envelope
+        if envelope.slot not in self.slots:
+            return WRONG_SLOT
+        if envelope.id in self.index:
+            return self._compare(posting)
+        record = Published(now_us, posting)
+        self.records.append(record)
+        self._on_published(record)
+        return PUBLISHED
+
+    def _compare(self, posting: Posting) -> int:
+        known, new = self.index.get(posting.envelope.id), posting.envelope
+        same = known is not None and known.type == new.type and known.payload == new.payload
+        return DUPLICATE if same or posting.idempotent else CONFLICT
+
+    def complete(self, completion: Completion, now_us: int) -> bool:
+        """Commit the result of an attempt; False for an activation that is not open (any more)."""
+        slot = self.slots.get(completion.slot)
+        activation = None if slot is None else slot.open.get(completion.id)
+        if activation is None:
+            self.events.note(
+                now_us, "activation.late", activation_id=completion.id,
+                detail=f"attempt {completion.attempt} reported a result after another one was committed",
+            )  # fmt: skip
+            return False
+        if completion.error is not None and completion.error.type == NOT_RUN:
+            self.dispatch.release(activation)
+            self.dispatch.push(activation, front=True)
+            return False
+        if activation.worker is not None and completion.attempt != activation.attempt:
+            self.cancels.append((activation.worker, activation.id))
+        self.dispatch.release(activation, completion.run_us or 1)
+        record = Completed(now_us, completion)
+        self.records.append(record)
+        self._on_completed(record, activation)
+        return True
+
+    def tick(self, now_us: int) -> None:
+        """Fire every timer that is due."""
+        due: set[int] = set()
+        while self._wake and self._wake[0][0] <= now_us:
+            due.add(heappop(self._wake)[1])
+        for index in sorted(due):
+            timers = self.slots[index].timers
+            if timers and timers[0][0] <= now_us:
+                record = Ticked(now_us, index)
+                self.records.append(record)
+                self._on_ticked(record)
+
+    def next_timer_us(self) -> int | None:
+        """Return when `tick` is due next; None when nothing waits for a time."""
+        return self._wake[0][0] if self._wake else None
+
+    def forward_in(self, forward: Forward, now_us: int) -> bool:
+        """Apply something from another slot; True when it is applied now or was before.
+
+        Forwards of one source are applied in order: one that comes too early is refused, and its
+        sender repeats it.
+        """
+        slot = self.slots.get(forward.target)
+        if slot is None:
+            return False
+        last = slot.inbox.get(forward.source, 0)
+        if forward.seq <= last:
+            return True
+        if forward.seq != last + 1:
+            return False
+        record = ForwardedIn(now_us, forward)
+        self.records.append(record)
+        self._on_forwarded(record)
+        return True
+
+    def forward_acked(self, source: int, target: int, seq: int) -> None:
+        """Forget an outbox entry that its receiver has made durable."""
+        slot = self.slots.get(source)
+        if slot is not None and (target, seq) in slot.outbox:
+            record = ForwardAcked(source, target, seq)
+            self.records.append(record)
+            self._on_forward_acked(record)
+
+    def settle_local_forwards(self, now_us: int) -> None:
+        """Apply what slots of this shard owe each other, through the same records as between shards."""
+        while self.local_forwards:
+            batch, self.local_forwards = self.local_forwards, []
+            for forward in batch:
+                if self.forward_in(forward, now_us):
+                    self.forward_acked(forward.source, forward.target, forward.seq)
+
+    def worker_lost(self, worker: str, now_us: int) -> int:
+        """Make everything that a dead worker held ready again; returns how much that was."""
+        held = self.dispatch.revoke(worker)
+        blamed = {a.id for a in self.dispatch.blamed(held)}
+        by_slot: dict[int, list[Activation]] = {}
+        for activation in held:
+            by_slot.setdefault(activation.slot, []).append(activation)
+        for index, activations in by_slot.items():
+            record = Lost(now_us, index, tuple(a.id for a in activations if a.id in blamed), worker)
+            self.records.append(record)
+            self._on_lost(record)
+        open_ = [a for a in held if self.slots[a.slot].open.get(a.id) is a]
+        for activation in reversed(open_):
+            self.dispatch.push(activation, front=True)
+        return len(open_)
+
+    def handed_back(self, tasks: list[Task]) -> None:
+        """Make attempts ready again that a worker did not take."""
+        for task in reversed(tasks):
+            activation = self.slots[task.slot].open.get(task.id)
+            if activation is not None and activation.attempt == task.attempt and activation.worker is not None:
+                self.dispatch.release(activation)
+                self.dispatch.push(activation, front=True)
+
+    def flush_batches(self, now_us: int) -> int:
+        """Run every partial batch now; returns how many there were."""
+        flushed = 0
+        for index, slot in self.slots.items():
+            batches = [g for keys in slot.gates.values() for g in keys.values() if g.batch]
+            if batches:
+                flushed += len(batches)
+                record = Flushed(now_us, index)
+                self.records.append(record)
+                self._on_flushed(record)
+        return flushed
+
+    def cancel(self, workflow: str, now_us: int) -> int:
+        """Cancel a workflow in the slots of this shard; returns how many of its activations were open."""
+        cancelled = 0
+        for index, slot in self.slots.items():
+            if workflow in slot.workflows and not slot.workflows[workflow].cancelled:
+                cancelled += sum(1 for a in slot.open.values() if a.correlation_id == workflow)
+                record = Cancelled(now_us, index, workflow)
+                self.records.append(record)
+                self._on_cancelled(record)
+        return cancelled
+
+    # -- what the records do ----------------------------------------------------------------
+
+    def _on_installed(self, record: Installed) -> None:
+        self.table = record.table
+        self.subscriptions = {spec.id: spec for spec in record.table.subscriptions}
+        self.agents = {info.name: info for info in record.table.agents}
+        self._index_conditions()
+        self.matched_types = {name for spec in record.table.subscriptions for name in spec.types}
+
+    def _on_published(self, record: Published) -> None:
+        self._accept(self.slots[record.slot], record.posting, record.at_us)
+
+    def _on_completed(self, record: Completed, activation: Activation) -> None:
+        completion, now_us = record.completion, record.at_us
+        slot = self.slots[activation.slot]
+        del slot.open[activation.id]
+        self.num_open -= 1
+        if activation.agent == MATCH_AGENT:
+            for posting in completion.outputs:
+                self._deliver_all(slot, posting, now_us)
+        else:
+            self.events.completed(now_us, activation.agent, completion)
+            for kind, detail in completion.notes:
+                self.events.note(now_us, kind, agent=activation.agent, correlation_id=activation.correlation_id,
+                                 activation_id=activation.id, detail=detail)  # fmt: skip
+            for posting in completion.outputs:
+                self._publish_output(slot, posting, now_us)
+        self._discharge(slot, activation, now_us)
+
+    def _on_forwarded(self, record: ForwardedIn) -> None:
+        forward, now_us = record.forward, record.at_us
+        slot = self.slots[forward.target]
+        slot.inbox[forward.source] = forward.seq
+        if forward.kind == "publish" and forward.posting is not None:
+            if forward.posting.envelope.id not in self.index:
+                self._accept(slot, forward.posting, now_us)
+                if forward.match is not None:
+                    self._request_match(slot, forward.posting.envelope, now_us)
+        elif forward.kind == "match" and forward.posting is not None and forward.match is not None:
+            spec = self.subscriptions.get(forward.match.subscription)
+            item = Item(forward.posting.envelope, forward.source, False)
+            if spec is None:
+                self._return_item(slot, item, now_us)
+                self._unknown_subscription(forward.match, forward.posting.envelope, now_us)
+            else:
+                self._feed(slot, spec, forward.match, item, now_us)
+        elif forward.kind == "settle":
+            workflow = slot.workflows.get(forward.workflow)
+            if workflow is not None:
+                self._shift(workflow, forward.delta[0], forward.delta[1], now_us)
+
+    def _on_forward_acked(self, record: ForwardAcked) -> None:
+        if self.slots[record.slot].outbox.pop((record.target, record.seq), None) is not None:
+            self.num_outbox -= 1
+
+    def _on_lost(self, record: Lost) -> None:
+        slot = self.slots[record.slot]
+        for activation_id in record.blamed:
+            activation = slot.open.get(activation_id)
+            if activation is None:
+                continue
+            activation.crashes += 1
+            info = self.agents.get(activation.agent)
+            limit = info.max_crashes if info is not None else 3
+            self.events.note(
+                record.at_us, "activation.worker_lost", agent=activation.agent, activation_id=activation.id,
+                correlation_id=activation.correlation_id,
+                detail=f"worker {record.worker} died while it had this activation ({activation.crashes} of {limit})",
+            )  # fmt: skip
+            if activation.crashes >= limit:
+                self._give_up(
+                    slot, activation, record.at_us, "AgentCrashedError",
+                    f"{activation.crashes} workers died while they ran this activation; it is not tried again. "
+                    f"Look for os._exit, a native crash or too much memory in agent {activation.agent!r}.",
+                )  # fmt: skip
+
+    def _on_flushed(self, record: Flushed) -> None:
+        slot = self.slots[record.slot]
+        for gate in [g for keys in slot.gates.values() for g in keys.values() if g.batch]:
+            self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
+
+    def _on_cancelled(self, record: Cancelled) -> None:
+        slot, now_us = self.slots[record.slot], record.at_us
+        workflow = slot.workflows[record.workflow]
+        workflow.cancelled = True
+        workflow.updated_us = now_us
+        self.events.note(now_us, "workflow.cancelled", correlation_id=workflow.id)
+        for activation in [a for a in slot.open.values() if a.correlation_id == workflow.id]:
+            if activation.worker is not None:
+                self.cancels.append((activation.worker, activation.id))
+            self.dispatch.release(activation)
+            del slot.open[activation.id]
+            self.num_open -= 1
+            self._discharge(slot, activation, now_us)
+        for keys in list(slot.gates.values()):
+            for gate in list(keys.values()):
+                self._cancel_items(slot, gate, workflow.id, now_us)
+        for subscription, name in [key for key in slot.held if key[1] == workflow.id]:
+            workflow.waiting -= len(slot.held.pop((subscription, name)))
+
+    def _on_ticked(self, record: Ticked) -> None:
+        slot, now_us = self.slots[record.slot], record.at_us
+        while slot.timers and slot.timers[0][0] <= now_us:
+            _, _, kind, first, second = heappop(slot.timers)
+            if kind == "match":
+                self._release_delayed(slot, first, second.decode(), now_us)
+            else:
+                self._gate_deadline(slot, second.decode(), first, now_us)
+        if slot.timers:
+            heappush(self._wake, (slot.timers[0][0], slot.index))
+
+    def _gate_deadline(self, slot: Slot, subscription: str, key: bytes, now_us: int) -> None:
+        outcome = gates.on_deadline(slot, subscription, key, now_us)
+        if isinstance(outcome, gates.Firing):
+            self._fire(slot, self.subscriptions[subscription], outcome, now_us)
+        elif isinstance(outcome, gates.Expiry):
+            self._expire(slot, outcome, now_us)
+
+    # -- artifacts and matches ----------------------------------------------------------------
+
+    def _accept(self, slot: Slot, posting: Posting, now_us: int) -> None:
+        envelope = posting.envelope
+        seq = self.index.add(envelope)
+        workflow = slot.workflows.get(envelope.correlation_id)
+        if workflow is None:
+            workflow = Workflow(envelope.correlation_id, slot.index, now_us, now_us)
+            slot.workflows[envelope.correlation_id] = workflow
+        workflow.updated_us = now_us
+        workflow.seqs.append(seq)
+        counts = workflow.counts
+        name = envelope.type
+        counts[name] = counts.get(name, 0) + 1
+        self.activity += 1
+        if name == "WorkflowError":
+            workflow.errors += 1
+        self.events.published(now_us, envelope)
+        for refusal in posting.refusals:
+            self.events.note(now_us, "match.refused", agent=refusal.subscription.partition("/")[0],
+                             correlation_id=workflow.id, artifact_ids=(envelope.id,),
+                             detail=f"{refusal.subscription}: {refusal.condition}: {refusal.error}")  # fmt: skip
+        if posting.matches and not workflow.cancelled:
+            for match in posting.matches:
+                self._deliver(slot, workflow, match, envelope, now_us)
+        if name in self._conditions or posting.signals:
+            self._recheck_conditions(slot, workflow, posting, now_us)
+        if not workflow.open:
+            self._maybe_settled(workflow)
+
+    def _deliver_all(self, slot: Slot, posting: Posting, now_us: int) -> None:
+        workflow = slot.workflows.get(posting.envelope.correlation_id)
+        if workflow is not None and not workflow.cancelled:
+            for match in posting.matches:
+                self._deliver(slot, workflow, match, posting.envelope, now_us)
+
+    def _deliver(self, slot: Slot, workflow: Workflow, match: Match, envelope: Envelope, now_us: int) -> None:
+        spec = self.subscriptions.get(match.subscription)
+        if spec is None:
+            self._unknown_subscription(match, envelope, now_us)
+        elif match.due_us > now_us:
+            slot.delayed[envelope.id, match.subscription] = match
+            workflow.delayed += 1
+            self._add_timer(slot, match.due_us, "match", envelope.id, match.subscription.encode())
+        elif spec.when and not self._condition_holds(spec, workflow):
+            slot.held.setdefault((spec.id, workflow.id), []).append((envelope, match))
+            workflow.waiting += 1
+        elif spec.kind == "single":
+            self._activate_single(slot, workflow, spec, envelope, now_us)
+        else:
+            self._to_gate(slot, workflow, spec, match, envelope, now_us)
+
+    def _release_delayed(self, slot: Slot, artifact_id: bytes, subscription: str, now_us: int) -> None:
+        match = slot.delayed.pop((artifact_id, subscription), None)
+        envelope = self.index.get(artifact_id)
+        if match is None or envelope is None:
+            return
+        workflow = slot.workflows[envelope.correlation_id]
+        workflow.delayed -= 1
+        if not workflow.cancelled:
+            self._deliver(slot, workflow, match, envelope, now_us)
+        self._maybe_settled(workflow)
+
+    def _to_gate(
+        self, slot: Slot, workflow: Workflow, spec: SubscriptionSpec, match: Match, envelope: Envelope, now_us: int
+    ) -> None:
+        target = gates.gate_slot(spec, match, envelope)
+        if target == slot.index:
+            self._feed(slot, spec, match, Item(envelope, slot.index, False), now_us)
+            return
+        # Lent to another slot: open here until that slot says what became of it.
+        self._shift(workflow, 1, 0, now_us)
+        self._send(slot, target, "match", posting=Posting(envelope), match=match)

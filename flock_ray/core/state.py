@@ -1,0 +1,155 @@
+"""The durable state of one slot, as plain records. Changed only by `core.shard` and `core.gates`.
+
+Everything here can be rebuilt by replaying the slot's journal; what can't (permits, leases,
+ready queues) lives in `core.dispatch`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from flock_ray.core.wire import Envelope, Forward, Match, SubscriptionSpec
+
+MATCH_AGENT = "flock:match"
+"""Internal agent whose activation matches an artifact that a shard itself had to publish."""
+
+
+class Workflow(msgspec.Struct):
+    """All artifacts of one correlation id that live in one slot, and what still happens to them."""
+
+    id: str
+    slot: int
+    created_us: int
+    updated_us: int
+    open: int = 0
+    """Activations, and inputs lent to gates elsewhere that run or travel. Active while above 0."""
+    waiting: int = 0
+    """Inputs that wait in a gate, here or elsewhere, for something else to arrive."""
+    delayed: int = 0
+    """Matches that wait for a time."""
+    errors: int = 0
+    cancelled: bool = False
+    seqs: list[int] = []
+    """Positions of its artifacts in the shard's feed, ascending."""
+    counts: dict[str, int] = {}
+    """Artifacts by type."""
+    iterations: dict[str, int] | None = None
+    """Activations by agent along loops; None until there is one."""
+    flags: set[tuple[str, int]] | None = None
+    """(subscription id, flag) of `When` field predicates seen true."""
+
+    @property
+    def settled(self) -> bool:
+        """True when nothing runs, waits or is due: it can be evicted."""
+        return not (self.open or self.waiting or self.delayed)
+
+
+class Item(msgspec.Struct):
+    """One input that a gate holds."""
+
+    envelope: Envelope
+    home: int
+    """Slot of its workflow's record, which is told when the input moves on."""
+    announced: bool = True
+    """The home slot counts it as waiting (not as open)."""
+
+
+class Gate(msgspec.Struct):
+    """State that waits for more than one artifact: one group of one subscription."""
+
+    spec: SubscriptionSpec
+    key: bytes
+    opened_us: int
+    opened_at: int = 0
+    """Value of the subscription's arrival counter when the group opened (count windows)."""
+    deadline_us: int = 0
+    """When the window ends or the batch is flushed; 0 is never."""
+    held: dict[str, deque[Item]] = {}
+    """Inputs by type, in arrival order (AND, join)."""
+    batch: list[list[Item]] = []
+    """Complete groups in arrival order (batch: groups of one)."""
+    round: int = 0
+    timer_us: int = 0
+    """Deadline that a timer was set for; 0 is none."""
+
+    def newest(self) -> list[Item]:
+        """The last input of every queue: the one just put in is among them, if it is still here."""
+        last = [queue[-1] for queue in self.held.values() if queue]
+        return last + self.batch[-1] if self.batch else last
+
+    def items(self) -> list[Item]:
+        """Every input in the gate."""
+        flat = [item for queue in self.held.values() for item in queue]
+        flat.extend(item for group in self.batch for item in group)
+        return flat
+
+    @property
+    def empty(self) -> bool:
+        """True when the gate holds nothing and can be forgotten."""
+        return not self.batch and not any(self.held.values())
+
+
+class Activation(msgspec.Struct):
+    """One run of one agent on one set of inputs, from the decision until the commit."""
+
+    id: bytes
+    agent: str
+    subscription: str
+    slot: int
+    correlation_id: str
+    inputs: tuple[Envelope, ...]
+    created_us: int
+    priority: int = 0
+    groups: tuple[int, ...] = ()
+    charges: tuple[tuple[int, str, int], ...] | None = None
+    """(home slot, workflow, inputs) that count this activation as open; None: its own workflow, once."""
+    crashes: int = 0
+    """Workers that died while they had it."""
+    attempt: int = 0
+    """Number of the last attempt handed out; 0 before the first. Not journaled: attempts start anew
+    after a recovery, fenced by the shard's epoch."""
+    worker: str | None = None
+    """Who holds the running attempt; None while it is ready."""
+
+
+class Slot:
+    """Everything one slot owns."""
+
+    __slots__ = (
+        "arrivals", "delayed", "gates", "held", "inbox", "index", "open", "out_seq", "outbox", "timers", "workflows"
+    )  # fmt: skip
+
+    def __init__(self, index: int) -> None:
+        """Start an empty slot."""
+        self.index = index
+        self.workflows: dict[str, Workflow] = {}
+        self.open: dict[bytes, Activation] = {}
+        self.gates: dict[str, dict[bytes, Gate]] = {}
+        """By subscription and key; within a subscription in the order in which they opened."""
+        self.arrivals: dict[str, int] = {}
+        """Matching artifacts seen per subscription with a count window."""
+        self.held: dict[tuple[str, str], list[tuple[Envelope, Match]]] = {}
+        """(subscription, workflow): inputs whose `activation=` condition does not hold yet."""
+        self.delayed: dict[tuple[bytes, str], Match] = {}
+        """(artifact, subscription): matches that wait for their time."""
+        self.timers: list[tuple[int, int, str, bytes, bytes]] = []
+        """Heap of (due, number, `match` | `gate`, artifact id | gate key, subscription)."""
+        self.outbox: dict[tuple[int, int], Forward] = {}
+        """(target, seq): what other slots have not acknowledged; insertion order is sending order."""
+        self.out_seq: dict[int, int] = {}
+        self.inbox: dict[int, int] = {}
+        """Source slot: last sequence number applied. Forwards are applied in order or not at all."""
+
+    def gate(self, subscription: str, key: bytes) -> Gate | None:
+        """Return a gate; None when it holds nothing."""
+        gates = self.gates.get(subscription)
+        return None if gates is None else gates.get(key)
+
+    def drop_gate(self, gate: Gate) -> None:
+        """Forget a gate that is closed, fired or empty."""
+        gates = self.gates[gate.spec.id]
+        del gates[gate.key]
+        if not gates:
+            del self.gates[gate.spec.id]

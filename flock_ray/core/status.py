@@ -1,0 +1,118 @@
+"""Answers about workflows and artifacts, read from a shard's state."""
+
+from __future__ import annotations
+
+import msgspec
+
+from flock_ray.core import gates
+from flock_ray.core.ids import activation_id
+from flock_ray.core.shard import ShardCore
+from flock_ray.core.state import Slot, Workflow
+from flock_ray.core.wire import Envelope
+
+
+class WorkflowPart(msgspec.Struct, array_like=True):
+    """What one shard knows of a workflow; parts of several shards add up."""
+
+    id: str
+    artifacts: int = 0
+    errors: int = 0
+    open: int = 0
+    waiting: int = 0
+    delayed: int = 0
+    cancelled: bool = False
+    created_us: int = 0
+    updated_us: int = 0
+    counts: dict[str, int] = {}
+    waiting_for: list[str] = []
+    """Sentences about gates that hold inputs of the workflow."""
+
+
+class ArtifactFate(msgspec.Struct, array_like=True):
+    """What a shard knows of where an artifact went."""
+
+    envelope: Envelope | None = None
+    ready: list[str] = []
+    """Subscriptions whose activation with this input waits for a permit."""
+    running: list[str] = []
+    waiting: list[tuple[str, str]] = []
+    """(subscription, what its gate still needs)."""
+    delayed: list[tuple[str, int]] = []
+    """(subscription, due time)."""
+    children: list[tuple[bytes, str, str]] = []
+    """(id, type, produced_by) of artifacts made from it on this shard."""
+
+
+def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
+    """Return what this shard knows of a workflow; None when nothing."""
+    part: WorkflowPart | None = None
+    for slot in core.slots.values():
+        workflow = slot.workflows.get(workflow_id)
+        if workflow is not None:
+            part = _add(part, workflow)
+            part.waiting_for += [f"{sub}: its activation condition" for sub, name in slot.held if name == workflow_id]
+    waiting = [line for slot in core.slots.values() for line in _gates_of(slot, workflow_id)]
+    if part is None and waiting:
+        part = WorkflowPart(workflow_id)
+    if part is not None:
+        part.waiting_for += waiting
+    return part
+
+
+def _add(part: WorkflowPart | None, workflow: Workflow) -> WorkflowPart:
+    part = part or WorkflowPart(workflow.id, created_us=workflow.created_us)
+    part.artifacts += len(workflow.seqs)
+    part.errors += workflow.errors
+    part.open += workflow.open
+    part.waiting += workflow.waiting
+    part.delayed += workflow.delayed
+    part.cancelled |= workflow.cancelled
+    part.created_us = min(part.created_us, workflow.created_us)
+    part.updated_us = max(part.updated_us, workflow.updated_us)
+    for name, count in workflow.counts.items():
+        part.counts[name] = part.counts.get(name, 0) + count
+    return part
+
+
+def _gates_of(slot: Slot, workflow_id: str) -> list[str]:
+    lines = []
+    for keys in slot.gates.values():
+        for gate in keys.values():
+            held = sum(1 for item in gate.items() if item.envelope.correlation_id == workflow_id)
+            if held:
+                lines.append(f"{gate.spec.id}: holds {held}, {_needs(gate)}")
+    return lines
+
+
+def _needs(gate: gates.Gate) -> str:
+    missing = gates.waits_for(gate)
+    return "waits for " + (", ".join(f"{n} x {name}" for name, n in missing.items()) or "its timeout")
+
+
+def artifact_fate(core: ShardCore, artifact_id: bytes) -> ArtifactFate:
+    """Return where an artifact went: what runs with it, which gate holds it, what was made from it."""
+    fate = ArtifactFate(core.index.get(artifact_id))
+    for slot in core.slots.values():
+        for activation in slot.open.values():
+            if any(envelope.id == artifact_id for envelope in activation.inputs):
+                (fate.running if activation.worker else fate.ready).append(activation.subscription)
+        for keys in slot.gates.values():
+            for gate in keys.values():
+                if any(item.envelope.id == artifact_id for item in gate.items()):
+                    fate.waiting.append((gate.spec.id, _needs(gate)))
+        for (sub, _), held in slot.held.items():
+            if any(envelope.id == artifact_id for envelope, _ in held):
+                fate.waiting.append((sub, "waits for its activation condition"))
+        fate.delayed += [(sub, m.due_us) for (key, sub), m in slot.delayed.items() if key == artifact_id]
+    if fate.envelope is not None:
+        workflow = core.slots[fate.envelope.slot].workflows.get(fate.envelope.correlation_id)
+        for seq in workflow.seqs if workflow is not None else ():
+            child = core.index.at(seq)
+            if child is not None and artifact_id in child.parents:
+                fate.children.append((child.id, child.type, child.produced_by))
+    return fate
+
+
+def single_activation(agent: str, subscription: str, artifact_id: bytes) -> bytes:
+    """Return the activation that one artifact triggers on a subscription without a gate."""
+    return activation_id(agent, subscription, (artifact_id,), 0)

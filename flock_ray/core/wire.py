@@ -1,0 +1,317 @@
+"""What travels between edges, shards and workers, and what the journal keeps.
+
+Array-like msgspec structs: a field is only ever added at the end, with a default, so that
+an old journal and a rolling deploy still decode. Payloads are opaque JSON bytes everywhere
+but at the edge. Times are integer microseconds since the Unix epoch (suffix `_us`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PUBLISHED, DUPLICATE, CONFLICT, WRONG_SLOT = 0, 1, 2, 3
+"""Outcome of one posting in a `PublishReply`."""
+
+
+class Envelope(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """An artifact on the wire: an immutable typed fact and what is known about it."""
+
+    id: bytes
+    type: str
+    version: int
+    payload: bytes
+    correlation_id: str
+    slot: int
+    produced_by: str
+    created_us: int
+    tags: tuple[str, ...] = ()
+    visibility: bytes | None = None
+    """Encoded visibility; None is Public."""
+    partition_key: str | None = None
+    """Explicit key; None means the correlation id decides the slot."""
+    parents: tuple[bytes, ...] = ()
+    activation_id: bytes | None = None
+    """The activation that produced it; None for artifacts from outside."""
+    priority: int = 0
+    via: tuple[str, ...] = ()
+    """Agents among its ancestors: what the loop guard counts by."""
+
+
+class Match(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """The edge's decision that an artifact satisfies a subscription."""
+
+    subscription: str
+    key: bytes = b""
+    """Canonical join key; empty when the subscription has no join."""
+    due_us: int = 0
+    """Not delivered before this time (delay, After visibility); 0 is at once."""
+
+
+class Refusal(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """A match that user code made impossible: a predicate or key function raised."""
+
+    subscription: str
+    condition: str
+    error: str
+
+
+class Posting(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """An artifact with every decision that its edge took about it."""
+
+    envelope: Envelope
+    matches: tuple[Match, ...] = ()
+    signals: tuple[tuple[str, int], ...] = ()
+    """(subscription id, flag index) of `When` field predicates that this artifact satisfies."""
+    refusals: tuple[Refusal, ...] = ()
+    idempotent: bool = False
+    """The id comes from an idempotency key: a second posting returns the first."""
+    not_before_us: int = 0
+    """Earliest delivery (`publish(delay=)`); 0 is at once. Kept for matching again."""
+
+
+class PublishBatch(msgspec.Struct, array_like=True):
+    """Postings from one edge for one shard."""
+
+    table_version: int
+    postings: list[Posting]
+
+
+Status = Literal["ok", "stale_table", "stale_shard", "busy", "closed"]
+
+
+class PublishReply(msgspec.Struct, array_like=True):
+    """What became of a batch; with any status but ok nothing of it was accepted."""
+
+    status: Status
+    outcomes: bytes = b""
+    """One byte per posting: PUBLISHED, DUPLICATE, CONFLICT or WRONG_SLOT."""
+    table_version: int = 0
+    retry_after_s: float = 0.0
+
+
+class ErrorInfo(msgspec.Struct, array_like=True, frozen=True):
+    """A failure as data: safe to journal, never the exception object."""
+
+    type: str
+    message: str
+    traceback: str = ""
+    retryable: bool = False
+
+
+class Task(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """One attempt of one activation, as it is sent to a worker."""
+
+    id: bytes
+    attempt: int
+    agent: str
+    subscription: str
+    slot: int
+    correlation_id: str
+    """Workflow of the outputs."""
+    inputs: tuple[Envelope, ...]
+    groups: tuple[int, ...] = ()
+    """Sizes of the groups in `inputs` for a batch of joins; empty otherwise."""
+
+
+class RunBatch(msgspec.Struct, array_like=True):
+    """Tasks from one shard for one worker."""
+
+    shard: int
+    tasks: list[Task]
+    table_version: int = 0
+
+
+class Completion(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What an attempt did: its outputs, already matched, or why it failed."""
+
+    id: bytes
+    attempt: int
+    slot: int
+    outputs: tuple[Posting, ...] = ()
+    """On failure: the WorkflowError artifact."""
+    error: ErrorInfo | None = None
+    run_us: int = 0
+    """Time in user code."""
+    notes: tuple[tuple[str, str], ...] = ()
+    """(kind, detail) for the event log."""
+
+
+class CompleteBatch(msgspec.Struct, array_like=True):
+    """Completions from one worker for one shard."""
+
+    worker: str
+    table_version: int
+    completions: list[Completion]
+
+
+class CompleteReply(msgspec.Struct, array_like=True):
+    """`ok`: all committed or known to be late. Otherwise nothing was applied; match again and resend."""
+
+    status: Status
+    table_version: int = 0
+    retry_after_s: float = 0.0
+
+
+class Grant(msgspec.Struct, array_like=True, frozen=True):
+    """Permits of one agent on one worker for one shard: at most `credit` attempts outstanding there."""
+
+    agent: str
+    worker: str
+    credit: int
+    concurrency: int = 1
+    """How many of them run at the same time there; the rest is read ahead."""
+
+
+class GrantBatch(msgspec.Struct, array_like=True):
+    """All permits a shard holds until `ttl_s` from receipt; replaces what it held before."""
+
+    seq: int
+    ttl_s: float
+    grants: list[Grant]
+    lost: tuple[str, ...] = ()
+    """Workers declared dead lately: what they held is handed out again."""
+
+
+class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """Something one slot owes another: kept in the sender's outbox until acknowledged."""
+
+    source: int
+    target: int
+    seq: int
+    """Counts from 1 per (source, target)."""
+    kind: str
+    """`match` (feed a gate), `publish` (an output of another slot), `settle` (inputs released)."""
+    posting: Posting | None = None
+    match: Match | None = None
+    workflow: str = ""
+    delta: tuple[int, int] = (0, 0)
+    """For `settle`: change of the workflow's (open, waiting) counts because of its inputs elsewhere."""
+
+
+class ForwardBatch(msgspec.Struct, array_like=True):
+    """Forwards from one shard for another."""
+
+    shard: int
+    forwards: list[Forward]
+    table_version: int = 0
+
+
+class ForwardReply(msgspec.Struct, array_like=True):
+    """Sequence numbers that are now durable at the receiver, as (source, target, seq)."""
+
+    status: Status
+    acks: list[tuple[int, int, int]] = []
+
+
+class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
+    """What a shard must know of a subscription: no user code."""
+
+    id: str
+    agent: str
+    types: tuple[str, ...]
+    """Declared order, repeated for counts."""
+    kind: str
+    """single, and, join, batch, join_batch."""
+    scope: str = "workflow"
+    within_us: int = 0
+    within_count: int = 0
+    batch_size: int = 0
+    batch_timeout_us: int = 0
+    priority: int = 0
+    exclusive: bool = False
+    when: bytes = b""
+    """msgpack of the When tree (`core.conditions`); empty when the subscription has none."""
+
+
+class AgentInfo(msgspec.Struct, array_like=True, frozen=True):
+    """What a shard must know of an agent."""
+
+    name: str
+    max_iterations: int = 1000
+    max_crashes: int = 3
+    max_concurrency: int = 1
+    identity: bytes = b""
+
+
+class TableSpec(msgspec.Struct, array_like=True, frozen=True):
+    """A version of the subscription table as shards hold it."""
+
+    version: int
+    agents: tuple[AgentInfo, ...]
+    subscriptions: tuple[SubscriptionSpec, ...]
+
+
+class PoolInfo(msgspec.Struct, array_like=True, frozen=True):
+    """Processes of one agent's own, or (name `shared`) of all light agents."""
+
+    name: str = "shared"
+    min: int = 0
+    max: int = 0
+    """0: as many as the cluster has CPUs."""
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    resources: tuple[tuple[str, float], ...] = ()
+    idle_timeout_s: float = 60.0
+
+
+class AgentPackage(msgspec.Struct, array_like=True, frozen=True):
+    """An agent on its way to the board: what shards and router read, and the definition that they don't."""
+
+    info: AgentInfo
+    subscriptions: tuple[SubscriptionSpec, ...]
+    pool: PoolInfo
+    definition: bytes
+    """Opaque here: only workers and edges load it."""
+    fingerprint: str
+    """Equal for equal code and declarations."""
+    owner: str = ""
+
+
+class AgentDemand(msgspec.Struct, array_like=True, frozen=True):
+    """How much work of one agent a shard has."""
+
+    agent: str
+    ready: int
+    running: int
+    oldest_us: int = 0
+    """Creation of the oldest ready activation; 0 when there is none."""
+
+
+class ShardReport(msgspec.Struct, array_like=True):
+    """What a shard tells the router."""
+
+    shard: int
+    table_version: int
+    now_us: int
+    demand: list[AgentDemand]
+    workers: tuple[str, ...] = ()
+    """Workers it knows: how a new router finds them."""
+
+
+class WorkerLoad(msgspec.Struct, array_like=True):
+    """What a worker tells the router with every heartbeat."""
+
+    worker: str
+    queued: int = 0
+    running: dict[str, int] = {}
+    mean_run_us: dict[str, int] = {}
+    stuck_threads: int = 0
+    user_loop_blocked_s: float = 0.0
+    rss_bytes: int = 0
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_publish = msgspec.msgpack.Decoder(PublishBatch).decode
+decode_publish_reply = msgspec.msgpack.Decoder(PublishReply).decode
+decode_run = msgspec.msgpack.Decoder(RunBatch).decode
+decode_complete = msgspec.msgpack.Decoder(CompleteBatch).decode
+decode_complete_reply = msgspec.msgpack.Decoder(CompleteReply).decode
+decode_grants = msgspec.msgpack.Decoder(GrantBatch).decode
+decode_forward = msgspec.msgpack.Decoder(ForwardBatch).decode
+decode_forward_reply = msgspec.msgpack.Decoder(ForwardReply).decode
+decode_table = msgspec.msgpack.Decoder(TableSpec).decode
+decode_report = msgspec.msgpack.Decoder(ShardReport).decode
+decode_load = msgspec.msgpack.Decoder(WorkerLoad).decode
+decode_package = msgspec.msgpack.Decoder(AgentPackage).decode

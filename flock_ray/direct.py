@@ -1,0 +1,65 @@
+"""Direct runs: one agent on given inputs, whatever its subscriptions say."""
+
+from __future__ import annotations
+
+import uuid
+
+import msgspec
+
+from flock_ray.board import Board
+from flock_ray.core import wire
+from flock_ray.core.definition import AgentDefinition
+from flock_ray.core.registry import TypeRegistry
+from flock_ray.errors import AgentCrashedError, AgentError, ConfigurationError
+from flock_ray.ports import PeerGoneError
+from flock_ray.publishing import Publisher
+
+DIRECT = "__direct__"
+"""`produced_by` of the input of a direct run."""
+
+
+async def invoke(
+    board: Board, publisher: Publisher, registry: TypeRegistry, agent: str, obj: object
+) -> list[wire.Posting]:
+    """Run an agent on a worker of its pool and return its outputs, unpublished.
+
+    Raises:
+        AgentError: The agent failed; `error_type` is what it raised.
+        AgentCrashedError: The worker died meanwhile.
+    """
+    definition = board.edge.table.definitions.get(agent)
+    if definition is None:
+        raise ConfigurationError(f"invoke({agent!r}): no such agent is on this board.")
+    envelope = publisher.posting(obj, produced_by=DIRECT).envelope
+    subscription = next(
+        (s.id for s in definition.subscriptions if envelope.type in {registry.name_for(c) for c in s.types}), None
+    )
+    if subscription is None:
+        raise ConfigurationError(f"invoke({agent!r}): the agent does not consume {envelope.type}.")
+    task = wire.Task(
+        uuid.uuid4().bytes, 1, agent, subscription, envelope.slot, envelope.correlation_id, (envelope,)
+    )
+    worker = await board.router.worker_for(agent)
+    try:
+        blob = await board.worker(worker).invoke(wire.encode(task))
+    except PeerGoneError as error:
+        raise AgentCrashedError(f"The worker died while agent {agent!r} ran; nothing was published.") from error
+    completion = msgspec.msgpack.decode(blob, type=wire.Completion)
+    if completion.error is not None:
+        raise AgentError(f"agent {agent!r} failed: {completion.error.type}: {completion.error.message}")
+    return list(completion.outputs)
+
+
+def directed(posting: wire.Posting, definition: AgentDefinition, registry: TypeRegistry) -> wire.Posting:
+    """Make sure that an agent gets an artifact once, also where its subscriptions would not match it.
+
+    Raises:
+        ConfigurationError: The agent does not consume the type at all.
+    """
+    mine = {sub.id for sub in definition.subscriptions}
+    if any(match.subscription in mine for match in posting.matches):
+        return posting
+    for sub in definition.subscriptions:
+        if posting.envelope.type in {registry.name_for(cls) for cls in sub.types} and sub.join is None:
+            return msgspec.structs.replace(posting, matches=(*posting.matches, wire.Match(sub.id)))
+    raise ConfigurationError(f"agent {definition.name!r} does not consume {posting.envelope.type}.")

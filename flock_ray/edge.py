@@ -1,0 +1,117 @@
+"""The edge: turns models into postings. Whatever publishes has one: driver, worker, API replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel
+
+from flock_ray.core.ids import slot_of
+from flock_ray.core.matching import MatchTable
+from flock_ray.core.registry import TypeRegistry
+from flock_ray.core.visibility import Visibility, encode_visibility
+from flock_ray.core.wire import Envelope, Posting
+from flock_ray.errors import PayloadTooLargeError
+
+DEFAULT_MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
+
+
+class Edge:
+    """Validates, serialises and matches with one version of the subscription table."""
+
+    __slots__ = ("_registry", "max_payload_bytes", "table")
+
+    def __init__(
+        self, table: MatchTable, registry: TypeRegistry, *, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
+    ) -> None:
+        """Start with a table; it is replaced by assigning `table`.
+
+        Args:
+            table: Who listens to what.
+            registry: Names of types.
+            max_payload_bytes: Largest payload accepted, in bytes of JSON.
+        """
+        self.table = table
+        self._registry = registry
+        self.max_payload_bytes = max_payload_bytes
+
+    def post(
+        self,
+        model: BaseModel,
+        *,
+        id: bytes,
+        correlation_id: str,
+        produced_by: str,
+        created_us: int,
+        tags: tuple[str, ...] = (),
+        visibility: Visibility | None = None,
+        partition_key: str | None = None,
+        parents: tuple[bytes, ...] = (),
+        activation_id: bytes | None = None,
+        priority: int = 0,
+        via: tuple[str, ...] = (),
+        not_before_us: int = 0,
+        idempotent: bool = False,
+    ) -> Posting:
+        """Make an artifact of a model and decide who gets it.
+
+        Args:
+            model: An instance of a registered type.
+            id: 16 bytes; derived for outputs, so that a second execution makes the same artifact.
+            correlation_id: The workflow.
+            produced_by: Name of the agent, `external` for publishers outside.
+            created_us: Now, in microseconds since the Unix epoch.
+            tags: Sorted tags.
+            visibility: Who may see it; None is everybody.
+            partition_key: Decides the slot; None: the correlation id does.
+            parents: Ids of the artifacts it was made from.
+            activation_id: Of the run that made it; None from outside.
+            priority: Added to the subscription's; higher runs earlier.
+            via: Agents among its ancestors.
+            not_before_us: Earliest delivery; 0 is at once.
+            idempotent: The id comes from an idempotency key.
+
+        Raises:
+            UnknownTypeError: The model's class is not registered.
+            PayloadTooLargeError: The JSON is larger than the limit.
+        """
+        cls = type(model)
+        payload = cls.__pydantic_serializer__.to_json(model)
+        if len(payload) > self.max_payload_bytes:
+            raise PayloadTooLargeError(
+                f"{cls.__name__}: the payload is {len(payload)} bytes, the limit {self.max_payload_bytes}. "
+                "Store large data elsewhere and publish a reference, or raise max_payload_bytes."
+            )
+        envelope = Envelope(
+            id,
+            self._registry.name_for(cls),
+            self._registry.version_for(cls),
+            payload,
+            correlation_id,
+            slot_of(partition_key if partition_key is not None else correlation_id),
+            produced_by,
+            created_us,
+            tags,
+            None if visibility is None else encode_visibility(visibility),
+            partition_key,
+            parents,
+            activation_id,
+            priority,
+            via,
+        )
+        matched = self.table.match(envelope, model, not_before_us)
+        return Posting(
+            envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us
+        )
+
+    def rematch(self, posting: Posting) -> Posting:
+        """Match again, with the table that is current now."""
+        matched = self.table.match(posting.envelope, None, posting.not_before_us)
+        return msgspec.structs.replace(
+            posting, matches=matched.matches, signals=matched.signals, refusals=matched.refusals
+        )
+
+    def decode(self, envelope: Envelope) -> Any:
+        """Return the payload of an artifact as a model of its current version."""
+        return self._registry.validate(envelope.type, envelope.version, envelope.payload)

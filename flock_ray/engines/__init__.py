@@ -1,0 +1,1 @@
+"""What runs an agent: plain functions, engine components, and the contract of their outputs."""

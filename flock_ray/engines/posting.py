@@ -1,0 +1,152 @@
+"""What a run publishes: its outputs, or its error, with all that they inherit from the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from flock_ray.core.ids import output_id
+from flock_ray.core.system_types import WorkflowError
+from flock_ray.core.visibility import PrivateVisibility, Visibility, decode_visibility, narrow
+from flock_ray.core.wire import Envelope, ErrorInfo, Posting, Task
+from flock_ray.engines.outputs import Output, resolve_visibility
+from flock_ray.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+__all__ = ["ERROR_POSITION", "PostFn", "Poster"]
+
+ERROR_POSITION = 2**31 - 1
+"""Position of the WorkflowError of a run among its outputs: behind all others."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NOBODY = PrivateVisibility()
+
+
+class PostFn(Protocol):
+    """Makes an artifact of a model and decides who gets it: `Edge.post`."""
+
+    def __call__(
+        self,
+        model: BaseModel,
+        *,
+        id: bytes,
+        correlation_id: str,
+        produced_by: str,
+        created_us: int,
+        tags: tuple[str, ...],
+        visibility: Visibility | None,
+        partition_key: str | None,
+        parents: tuple[bytes, ...],
+        activation_id: bytes | None,
+        priority: int,
+        via: tuple[str, ...],
+    ) -> Posting:
+        """Return the artifact with every decision about it."""
+        ...
+
+
+class Poster:
+    """Turns what runs of one agent made into postings."""
+
+    __slots__ = ("_name", "_now_us", "_post")
+
+    def __init__(self, agent: str, post: PostFn, now_us: Callable[[], int]) -> None:
+        """Keep what is the same for every run; `now_us` is the wall clock in microseconds."""
+        self._name = agent
+        self._post = post
+        self._now_us = now_us
+
+    def outputs(self, task: Task, outputs: list[Output]) -> tuple[Posting, ...]:
+        """Post the outputs of a run; see `resolve_visibility` for who sees them.
+
+        Tags, the explicit partition key that the inputs share, and their highest priority carry over.
+        """
+        if not outputs:
+            return ()
+        inputs = task.inputs
+        created_us = self._now_us()
+        tags, partition_key, parents, via = _inherited(inputs, self._name)
+        priority = max([e.priority for e in inputs], default=0)
+        # Public inputs, the usual case, need no decoding.
+        closed = [decode_visibility(e.visibility) for e in inputs if e.visibility is not None]
+        return tuple(
+            [
+                self._post(
+                    model,
+                    id=output_id(task.id, position),
+                    correlation_id=task.correlation_id,
+                    produced_by=self._name,
+                    created_us=created_us,
+                    tags=tags,
+                    visibility=resolve_visibility(spec, model, closed)
+                    if closed or spec.visibility is not None
+                    else None,
+                    partition_key=partition_key,
+                    parents=parents,
+                    activation_id=task.id,
+                    priority=priority,
+                    via=via,
+                )
+                for position, spec, model in outputs
+            ]
+        )
+
+    def error(self, task: Task, info: ErrorInfo) -> Posting:
+        """Post the WorkflowError of a run, visible to nobody who could not see all of its inputs."""
+        created_us = self._now_us()
+        tags, partition_key, parents, via = _inherited(task.inputs, self._name)
+        model = WorkflowError(
+            failed_agent=self._name,
+            error_type=info.type,
+            error_message=info.message,
+            timestamp=_EPOCH + timedelta(microseconds=created_us),
+            task_id=task.id.hex(),
+            correlation_id=task.correlation_id,
+        )
+        return self._post(
+            model,
+            id=output_id(task.id, ERROR_POSITION),
+            correlation_id=task.correlation_id,
+            produced_by=f"orchestrator#{self._name}",
+            created_us=created_us,
+            tags=tags,
+            visibility=_narrowest(task.inputs),
+            partition_key=partition_key,
+            parents=parents,
+            activation_id=task.id,
+            priority=0,
+            via=via,
+        )
+
+
+def _inherited(
+    inputs: tuple[Envelope, ...], agent: str
+) -> tuple[tuple[str, ...], str | None, tuple[bytes, ...], tuple[str, ...]]:
+    """Return the tags, explicit partition key, parents and ancestors' agents of what a run publishes.
+
+    The key is the one that all inputs have, or None when one has none or they differ.
+    """
+    if len(inputs) == 1:
+        only = inputs[0]
+        via = only.via if agent in only.via else _sorted({agent, *only.via})
+        return only.tags and _sorted(only.tags), only.partition_key, (only.id,), via
+    tags = _sorted({tag for envelope in inputs for tag in envelope.tags})
+    keys = {envelope.partition_key for envelope in inputs}
+    via = _sorted({name for envelope in inputs for name in envelope.via} | {agent})
+    return tags, keys.pop() if len(keys) == 1 else None, tuple([e.id for e in inputs]), via
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))
+
+
+def _narrowest(inputs: tuple[Envelope, ...]) -> Visibility:
+    """Return who may see an error: its message may quote any input."""
+    try:
+        return narrow(*(decode_visibility(envelope.visibility) for envelope in inputs))
+    except ConfigurationError:
+        # A visibility that this process cannot read; the failure may well be about just that.
+        return _NOBODY

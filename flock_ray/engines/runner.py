@@ -1,0 +1,393 @@
+"""One attempt of one activation: from a task to its completion, whatever user code does.
+
+It reads no clock and publishes nothing itself: times, and the function that matches outputs,
+come in; a `wire.Completion` goes out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from flock_ray.artifact import Artifact
+from flock_ray.core.definition import OutputGroup, Subscription
+from flock_ray.core.system_types import TimerTick
+from flock_ray.core.visibility import AgentIdentity
+from flock_ray.core.wire import Completion, ErrorInfo, Posting, Task
+from flock_ray.engines.best_of import PROPAGATED, best_of, best_of_sync
+from flock_ray.engines.chain import ComponentChain
+from flock_ray.engines.component import EvalInputs, EvalResult
+from flock_ray.engines.context import Context
+from flock_ray.engines.failures import describe, is_retryable_name
+from flock_ray.engines.function import FunctionCall, is_async_callable
+from flock_ray.engines.outputs import Note, Output, OutputContract, bounded_notes
+from flock_ray.engines.posting import Poster, PostFn
+from flock_ray.errors import ConfigurationError, DeployConflictError, NoEngineError, safe_error_text
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from flock_ray.core.definition import AgentDefinition
+    from flock_ray.core.registry import TypeRegistry
+
+__all__ = ["AgentRunner"]
+
+Made = tuple[list[Output], list[Note]]
+
+
+class _Plan(NamedTuple):
+    """What is known of a subscription before any of its tasks comes."""
+
+    subscription: Subscription
+    classes: dict[str, type[BaseModel]]
+    """The agent's own definitions of its input types, by registered name."""
+    is_single: bool
+    """Whether the only argument is the only input: the frequent case has a short way."""
+
+    @property
+    def is_batch(self) -> bool:
+        return self.subscription.batch is not None
+
+
+class AgentRunner:
+    """Runs the activations of one agent. Compiled once; safe to call from several threads."""
+
+    def __init__(
+        self,
+        definition: AgentDefinition,
+        registry: TypeRegistry,
+        post: PostFn,
+        *,
+        now_us: Callable[[], int],
+        monotonic: Callable[[], float],
+    ) -> None:
+        """Compile an agent; its types are registered if they are not.
+
+        Args:
+            definition: What the agent declares; not to be changed any more.
+            registry: Decodes inputs.
+            post: Makes postings of outputs.
+            now_us: Wall clock, in microseconds since the Unix epoch.
+            monotonic: A clock that never goes back, in seconds.
+
+        Raises:
+            TypeRegistrationError: One of its types has the name of another class.
+        """
+        self._definition = definition
+        self._registry = registry
+        self._monotonic = monotonic
+        self._name = definition.name
+        self._poster = Poster(definition.name, post, now_us)
+        self._identity = AgentIdentity(name=self._name, labels=definition.labels, tenant_id=definition.tenant)
+        self._plans = {s.id: self._plan(s) for s in definition.subscriptions}
+        self._groups = tuple(definition.output_groups) or (OutputGroup(outputs=()),)
+        specs = [spec for group in self._groups for spec in group.outputs]
+        for spec in specs:
+            registry.ensure(spec.type)
+        types = [spec.type for spec in specs]
+        self._contract = OutputContract(self._name, specs)
+        self._group_contracts = [
+            OutputContract(self._name, group.outputs, elsewhere=types) for group in self._groups
+        ]
+        self._chain = ComponentChain(definition)
+        self._function: FunctionCall | None = None
+        if definition.function is not None:
+            self._function = FunctionCall(
+                self._name, definition.function, num_declared=len(specs), registry=registry
+            )
+        self._is_async = self._needs_loop()
+
+    @property
+    def is_async(self) -> bool:
+        """Whether tasks go to `run_async`: the function, an engine or a hook has to be awaited."""
+        return self._is_async
+
+    def run_sync(self, task: Task, history: Sequence[Artifact] = ()) -> Completion:
+        """Run one attempt in the calling thread.
+
+        Args:
+            task: What to do; `task.attempt` is copied to the completion.
+            history: What the context shows of the board, if the function asks for the context.
+
+        Returns:
+            The outputs, or why there are none. Only KeyboardInterrupt, GeneratorExit and
+            asyncio.CancelledError are raised.
+        """
+        started = self._monotonic()
+        try:
+            outputs, notes = self._make_sync(task, history)
+            run_us = self._elapsed_us(started)
+            postings = self._poster.outputs(task, outputs)
+            if outputs and self._definition.calls is not None:
+                _refuse_awaitable(self._definition.calls(outputs[0].model), self._name)
+                run_us = self._elapsed_us(started)
+        except PROPAGATED:
+            raise
+        except BaseException as error:
+            return self._failed(task, describe(error), self._elapsed_us(started), [])
+        return Completion(task.id, task.attempt, task.slot, postings, None, run_us, bounded_notes(notes))
+
+    async def run_async(self, task: Task, history: Sequence[Artifact] = ()) -> Completion:
+        """Run one attempt on the calling event loop; otherwise like `run_sync`.
+
+        A function that is not async runs in a thread. Cancelled, the run still calls `on_terminate`.
+        """
+        started = self._monotonic()
+        notes: list[Note] = []
+        try:
+            if self._function is None or self._chain.utilities:
+                postings = await self._run_with_hooks(task, history, notes)
+                run_us = self._elapsed_us(started)
+            else:
+                outputs, notes = await self._make_async(self._function, task, history)
+                run_us = self._elapsed_us(started)
+                postings = self._poster.outputs(task, outputs)
+                if await self._call_after(outputs):
+                    run_us = self._elapsed_us(started)
+        except PROPAGATED:
+            raise
+        except BaseException as error:
+            return self._failed(task, describe(error), self._elapsed_us(started), notes)
+        return Completion(task.id, task.attempt, task.slot, postings, None, run_us, bounded_notes(notes))
+
+    def failure(
+        self, task: Task, exc_type: str, message: str, *, retryable: bool | None = None
+    ) -> Completion:
+        """Make the completion of an attempt that was given up from outside, such as by a timeout.
+
+        Args:
+            task: The attempt.
+            exc_type: Name of the error's class, such as "AgentTimeoutError".
+            message: What happened and what to do next.
+            retryable: None is what the class of that name in `flock_ray.errors` says, else False.
+        """
+        retryable = is_retryable_name(exc_type) if retryable is None else retryable
+        return self._failed(task, ErrorInfo(exc_type, message, "", retryable), 0, [])
+
+    def _needs_loop(self) -> bool:
+        if self._function is None:
+            return bool(self._chain.engines)
+        calls = self._definition.calls
+        after = calls is not None and is_async_callable(calls)
+        return self._function.is_async or after or bool(self._chain.utilities)
+
+    def _plan(self, subscription: Subscription) -> _Plan:
+        classes = {self._registry.ensure(cls).name: cls for cls in subscription.types}
+        return _Plan(subscription, classes, subscription.kind == "single")
+
+    def _elapsed_us(self, started: float) -> int:
+        return int((self._monotonic() - started) * 1_000_000)
+
+    # --- inputs -----------------------------------------------------------------------------------
+
+    def _plan_of(self, task: Task) -> _Plan:
+        plan = self._plans.get(task.subscription)
+        if plan is not None:
+            return plan
+        if not task.subscription:
+            return self._direct_plan(task)
+        raise DeployConflictError(
+            f"Agent {self._name!r} has no subscription {task.subscription!r} in this worker: it was changed "
+            "while the task waited. Deploy the version that has it, or publish the inputs again."
+        )
+
+    def _direct_plan(self, task: Task) -> _Plan:
+        """Find how to pass inputs that nobody matched: like the first subscription that they fit."""
+        names = sorted(envelope.type for envelope in task.inputs)
+        for plan in self._plans.values():
+            declared = sorted(self._registry.name_for(cls) for cls in plan.subscription.types)
+            if names == declared or (plan.is_batch and set(names) <= set(declared)):
+                return plan
+        types = tuple(self._registry.resolve(envelope.type) for envelope in task.inputs)
+        return self._plan(Subscription(id="", agent=self._name, types=types))
+
+    def _arguments(self, function: FunctionCall, task: Task, history: Sequence[Artifact]) -> tuple[Any, ...]:
+        plan = self._plan_of(task)
+        validate, classes = self._registry.validate, plan.classes
+        models = [validate(e.type, e.version, e.payload, cls=classes.get(e.type)) for e in task.inputs]
+        if plan.is_single and len(models) == 1 and not function.wants_context:
+            return (models[0],)
+        context = self._context(task, history) if function.wants_context else None
+        return function.arguments(plan.subscription, models, task.groups, context)
+
+    def _context(self, task: Task, history: Sequence[Artifact]) -> Context:
+        tick = next((e for e in task.inputs if e.type == "TimerTick"), None)
+        timer = None if tick is None else TimerTick.model_validate_json(tick.payload)
+        return Context(
+            agent_identity=self._identity,
+            correlation_id=task.correlation_id,
+            task_id=task.id.hex(),
+            activation_id=uuid.UUID(bytes=task.id),
+            attempt=task.attempt,
+            artifacts=list(history),
+            is_batch=self._plan_of(task).is_batch,
+            trigger_type="artifact" if timer is None else "timer",
+            timer_iteration=None if timer is None else timer.iteration,
+            fire_time=None if timer is None else timer.fire_time,
+        )
+
+    # --- plain functions --------------------------------------------------------------------------
+
+    def _make_sync(self, task: Task, history: Sequence[Artifact]) -> Made:
+        function = self._function
+        if function is None:
+            raise self._no_engine()
+        if self._is_async:
+            raise ConfigurationError(f"Agent {self._name!r} must be awaited: give its tasks to run_async.")
+        if self._definition.best_of is None:
+            return self._settled(function, function.function(*self._arguments(function, task, history)))
+        count, score = self._definition.best_of
+        (outputs, notes), failed = best_of_sync(
+            count,
+            # Decoded anew each time: a candidate may change its inputs.
+            lambda: self._settled(function, function.function(*self._arguments(function, task, history))),
+            lambda made: score(self._as_result(made)),
+        )
+        return outputs, [*notes, *failed]
+
+    async def _make_async(self, function: FunctionCall, task: Task, history: Sequence[Artifact]) -> Made:
+        async def attempt() -> Made:
+            return self._settled(function, await function.call(self._arguments(function, task, history)))
+
+        if self._definition.best_of is None:
+            return await attempt()
+        count, score = self._definition.best_of
+        (outputs, notes), failed = await best_of(count, attempt, lambda made: score(self._as_result(made)))
+        return outputs, [*notes, *failed]
+
+    def _settled(self, function: FunctionCall, value: object) -> Made:
+        returned = function.returned(value)
+        if returned is None:
+            return [], []
+        outputs, notes = self._contract.fill(returned.models, skipped=returned.skipped)
+        kept, more = self._contract.accept(outputs)
+        return kept, notes + more
+
+    def _as_result(self, made: Made) -> EvalResult:
+        return EvalResult.from_objects(*(output.model for output in made[0]), agent=self._name)
+
+    def _no_engine(self) -> NoEngineError:
+        return NoEngineError(
+            f"Agent {self._name!r} has nothing to run: give it .runs(fn) or .with_engines(...).",
+            agent=self._name,
+        )
+
+    # --- engines and hooks ------------------------------------------------------------------------
+
+    async def _run_with_hooks(
+        self, task: Task, history: Sequence[Artifact], notes: list[Note]
+    ) -> tuple[Posting, ...]:
+        if self._function is None and not self._chain.engines:
+            raise self._no_engine()
+        chain, ctx = self._chain, self._context(task, history)
+        try:
+            await chain.initialize(ctx)
+            inputs = await chain.consume(ctx, [Artifact.from_envelope(e) for e in task.inputs])
+            outputs = await self._evaluate(task, ctx, inputs, notes)
+            postings = self._poster.outputs(task, outputs)
+            await chain.published(ctx, [Artifact.from_envelope(posting.envelope) for posting in postings])
+            await self._call_after(outputs)
+        except asyncio.CancelledError:
+            await chain.terminate(ctx)
+            raise
+        except PROPAGATED:
+            raise
+        except BaseException as error:
+            notes += await chain.failed(ctx, error)
+            notes += (await chain.terminate(ctx))[1]
+            raise
+        error_at_end, more = await chain.terminate(ctx)
+        notes += more
+        if error_at_end is not None:
+            raise error_at_end
+        return postings
+
+    async def _evaluate(
+        self, task: Task, ctx: Context, inputs: EvalInputs, notes: list[Note]
+    ) -> list[Output]:
+        if self._function is not None:
+            result, skipped = await self._evaluate_function(self._function, task, ctx, inputs, notes)
+            result = await self._chain.evaluated(ctx, inputs, result)
+            return self._contracted(self._contract, result, 0, notes, skipped)[0]
+        outputs: list[Output] = []
+        position = 0
+        for group, contract in zip(self._groups, self._group_contracts, strict=True):
+            result, failed = await self._chain.evaluate(ctx, inputs, group)
+            notes += failed
+            result = await self._chain.evaluated(ctx, inputs, result)
+            kept, count = self._contracted(contract, result, position, notes)
+            outputs += kept
+            position += count
+        return outputs
+
+    async def _evaluate_function(
+        self, function: FunctionCall, task: Task, ctx: Context, inputs: EvalInputs, notes: list[Note]
+    ) -> tuple[EvalResult, frozenset[int]]:
+        """Call a function whose inputs or outputs the utilities may change."""
+        plan = self._plan_of(task)
+
+        async def attempt() -> tuple[EvalResult, frozenset[int]]:
+            models = [a.model(self._registry, cls=plan.classes.get(a.type)) for a in inputs.artifacts]
+            arguments = function.arguments(plan.subscription, models, task.groups, ctx)
+            returned = function.returned(await function.call(arguments))
+            if returned is None:
+                return EvalResult.empty(), frozenset()
+            return EvalResult.from_objects(*returned.models, agent=self._name), returned.skipped
+
+        if self._definition.best_of is None:
+            return await attempt()
+        count, score = self._definition.best_of
+        best, failed = await best_of(count, attempt, lambda made: score(made[0]))
+        notes += failed
+        return best
+
+    def _contracted(
+        self,
+        contract: OutputContract,
+        result: EvalResult,
+        first: int,
+        notes: list[Note],
+        skipped: frozenset[int] = frozenset(),
+    ) -> tuple[list[Output], int]:
+        """Check a result; returns what is kept, and how many positions it takes."""
+        notes += result.notes()
+        if result.declined:
+            return [], 0
+        models = [artifact.model(self._registry) for artifact in result.artifacts]
+        outputs, filled = contract.fill(models, skipped=skipped, first=first)
+        kept, dropped = contract.accept(outputs)
+        notes += filled + dropped
+        return kept, len(outputs)
+
+    async def _call_after(self, outputs: list[Output]) -> bool:
+        """Call the hook of `.calls()` with the first output, if there are both."""
+        if not outputs or self._definition.calls is None:
+            return False
+        made = self._definition.calls(outputs[0].model)
+        if inspect.isawaitable(made):
+            await made
+        return True
+
+    def _failed(self, task: Task, info: ErrorInfo, run_us: int, notes: list[Note]) -> Completion:
+        postings: tuple[Posting, ...] = ()
+        try:
+            postings = (self._poster.error(task, info),)
+        except PROPAGATED:
+            raise
+        except BaseException as error:
+            # The journal still gets the error itself; only the artifact is missing.
+            notes = [("error.unposted", ": ".join(safe_error_text(error))), *notes]
+        return Completion(task.id, task.attempt, task.slot, postings, info, run_us, bounded_notes(notes))
+
+
+def _refuse_awaitable(made: object, agent: str) -> None:
+    if inspect.iscoroutine(made):
+        made.close()  # or Python warns that it was never awaited
+    if inspect.isawaitable(made):
+        raise ConfigurationError(
+            f"The function given to .calls() of agent {agent!r} returned something to await: "
+            "declare it with `async def`."
+        )

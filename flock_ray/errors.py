@@ -1,0 +1,472 @@
+"""Every error that flock_ray raises on purpose.
+
+```
+FlockError                     code, retryable, http_status are class data; survives pickling through Ray
+|- ConfigurationError          TypeRegistrationError  DuplicateAgentError (a ValueError)
+|                              AgentNotPicklableError  DeployConflictError
+|- ArtifactError               ArtifactNotFoundError  PayloadTooLargeError  DuplicateArtifactError
+|  |                           VersionConflictError
+|  `- ArtifactSchemaError      UnknownTypeError
+|- RoutingError                NoSubscriberError  LoopGuardError  UnknownAgentError (a KeyError)
+|- AgentError                  AgentTimeoutError (a TimeoutError)  AgentCrashedError
+|  |                           OutputContractError  NoEngineError
+|  `- ModelError               RateLimitError (retry_after_s)
+|- CapacityError               PoolSaturatedError  BackpressureError (all with retry_after_s)
+|- StoreError                  StoreUnavailableError  StaleEpochError  LeaseLostError
+|- ApprovalError               ApprovalDeniedError  ApprovalExpiredError
+|- AccessError                 UnauthenticatedError  ForbiddenError
+|- BoardClosedError
+`- WaitTimeoutError            (a TimeoutError)
+```
+
+A message says what happened and ends in what to do next; an error raised without one gets
+its class's `text`. This module imports nothing heavy: it is on the path of `import flock_ray`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+__all__ = [
+    "AccessError",
+    "AgentCrashedError",
+    "AgentError",
+    "AgentNotPicklableError",
+    "AgentTimeoutError",
+    "ApprovalDeniedError",
+    "ApprovalError",
+    "ApprovalExpiredError",
+    "ArtifactError",
+    "ArtifactNotFoundError",
+    "ArtifactSchemaError",
+    "BackpressureError",
+    "BoardClosedError",
+    "CapacityError",
+    "ConfigurationError",
+    "DeployConflictError",
+    "DuplicateAgentError",
+    "DuplicateArtifactError",
+    "FlockError",
+    "ForbiddenError",
+    "LeaseLostError",
+    "LoopGuardError",
+    "ModelError",
+    "NoEngineError",
+    "NoSubscriberError",
+    "OutputContractError",
+    "PayloadTooLargeError",
+    "PoolSaturatedError",
+    "RateLimitError",
+    "RoutingError",
+    "StaleEpochError",
+    "StoreError",
+    "StoreUnavailableError",
+    "TypeRegistrationError",
+    "UnauthenticatedError",
+    "UnknownAgentError",
+    "UnknownTypeError",
+    "VersionConflictError",
+    "WaitTimeoutError",
+    "safe_error_text",
+]
+
+MAX_ERROR_TEXT_BYTES = 8 * 1024
+"""Longest error message that is journaled or sent, in UTF-8 bytes."""
+
+_MAX_TYPE_NAME_BYTES = 256
+
+
+def _rebuild(cls: type[FlockError], args: tuple[Any, ...], state: dict[str, Any]) -> FlockError:
+    """Remake an error without its constructor, whose keyword-only arguments pickle cannot pass."""
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class FlockError(Exception):
+    """The base of every error that flock_ray raises on purpose."""
+
+    code: ClassVar[str] = "flock_error"
+    """Stable machine-readable name, part of the HTTP API."""
+    retryable: ClassVar[bool] = False
+    """Whether the same call, unchanged, may succeed later."""
+    http_status: ClassVar[int] = 500
+    text: ClassVar[str] = "flock_ray failed. Look at the log for what happened before."
+    """The message of an error raised without one: what happened, and what to do next."""
+
+    def __init__(self, message: str = "") -> None:
+        """Make the error; `message` ends in what to do next, and is the class's own when empty."""
+        super().__init__(message or self.text)
+
+    def __str__(self) -> str:
+        """Return the message, also where a built-in base class would format it otherwise."""
+        return str(self.args[0]) if self.args else self.text
+
+    def __reduce__(self) -> Any:
+        """Survive pickle, cloudpickle and copy with every attribute."""
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+class ConfigurationError(FlockError):
+    """A declaration, parameter or environment variable makes no sense."""
+
+    code = "configuration_error"
+    text = "The flock is not configured correctly. Correct the declaration and start again."
+
+
+class TypeRegistrationError(ConfigurationError):
+    """A class cannot be an artifact type under this name."""
+
+    code = "type_registration_error"
+    text = 'Not an artifact type. Use a BaseModel subclass with a name of its own: @flock_type(name="...").'
+
+
+class DuplicateAgentError(ConfigurationError, ValueError):
+    """A second agent was declared under a name that is taken."""
+
+    code = "duplicate_agent"
+    http_status = 409
+    text = "An agent of this name exists already. Rename one, or change the first: get_agent(name)."
+
+
+class AgentNotPicklableError(ConfigurationError):
+    """An agent holds something that cannot be sent to a worker."""
+
+    code = "agent_not_picklable"
+    text = "The agent cannot be sent to a worker. Open connections, locks and files inside its function."
+
+
+class DeployConflictError(ConfigurationError):
+    """Two programs declare the same agents differently, or a deploy would forget waiting inputs."""
+
+    code = "deploy_conflict"
+    http_status = 409
+    text = "The deployed agents contradict these. Deploy from one program, or use another namespace."
+
+
+class ArtifactError(FlockError):
+    """Something is wrong with one artifact."""
+
+    code = "artifact_error"
+    http_status = 400
+    text = "The artifact was refused. Correct the artifact and publish it again."
+
+    def __init__(self, message: str = "", *, artifact_id: str | None = None) -> None:
+        """Make the error; `artifact_id` names the artifact, None when it has no id."""
+        super().__init__(message)
+        self.artifact_id = artifact_id
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """No artifact of this id exists, or the reader may not see it."""
+
+    code = "artifact_not_found"
+    http_status = 404
+    text = "No such artifact is visible to you. Check the id, the namespace, the retention and your identity."
+
+
+class ArtifactSchemaError(ArtifactError):
+    """A payload does not fit its type, or its version cannot be read here."""
+
+    code = "artifact_schema"
+    http_status = 422
+    text = "The payload does not fit its type. Compare it with the JSON schema of the type."
+
+    def __init__(
+        self, message: str = "", *, type_name: str | None = None, version: int | None = None
+    ) -> None:
+        """Make the error; `type_name` and `version` say what the payload claims to be, if known."""
+        super().__init__(message)
+        self.type_name = type_name
+        self.version = version
+
+
+class UnknownTypeError(ArtifactSchemaError):
+    """A type name, or a class, was never registered in this process."""
+
+    code = "unknown_type"
+    text = "The artifact type is not registered. Decorate the class with @flock_type and import its module."
+
+
+class PayloadTooLargeError(ArtifactError):
+    """A payload is larger than the board accepts."""
+
+    code = "payload_too_large"
+    http_status = 413
+    text = "The payload is too large. Publish a reference to the data, or raise the limit of the flock."
+
+
+class DuplicateArtifactError(ArtifactError):
+    """An id or idempotency key was used again with different content."""
+
+    code = "duplicate_artifact"
+    http_status = 409
+    text = "The id is taken by other content. Artifacts are immutable: publish the change as a new one."
+
+
+class VersionConflictError(ArtifactError):
+    """Something changed between reading and writing it."""
+
+    code = "version_conflict"
+    http_status = 409
+    text = "Somebody else changed this first. Read it again and repeat the change."
+
+
+class RoutingError(FlockError):
+    """An artifact or call cannot reach an agent."""
+
+    code = "routing_error"
+    http_status = 422
+    text = "There is no way to an agent. Ask flock.why(artifact) or flock.check() which condition refused it."
+
+
+class NoSubscriberError(RoutingError):
+    """Nobody consumes what was published, and the caller asked to be told."""
+
+    code = "no_subscriber"
+    text = "No agent consumes this artifact. Declare one that does, or ask flock.why(artifact)."
+
+
+class LoopGuardError(RoutingError):
+    """An agent ran more often in one workflow than its limit allows."""
+
+    code = "loop_guard"
+    http_status = 508
+    text = (
+        "The workflow runs in a loop. Give it an exit (where=, activation=), or raise max_agent_iterations."
+    )
+
+
+class UnknownAgentError(RoutingError, KeyError):
+    """No agent of this name is declared or deployed."""
+
+    code = "unknown_agent"
+    http_status = 404
+    text = "No such agent exists. Check the name against flock.agents."
+
+
+class AgentError(FlockError):
+    """One run of an agent failed."""
+
+    code = "agent_error"
+    text = "The agent failed. Look at the WorkflowError artifact of the workflow, or at the dead letters."
+
+    def __init__(self, message: str = "", *, agent: str | None = None) -> None:
+        """Make the error; `agent` is the agent's name, None when unknown."""
+        super().__init__(message)
+        self.agent = agent
+
+
+class AgentTimeoutError(AgentError, TimeoutError):
+    """A run took longer than the agent's timeout."""
+
+    code = "agent_timeout"
+    retryable = True
+    http_status = 504
+    text = "The agent took longer than its timeout. Raise the agent's timeout, or make its work smaller."
+
+
+class AgentCrashedError(AgentError):
+    """The process that ran the agent died, as often as `max_crashes` allows."""
+
+    code = "agent_crashed"
+    retryable = True
+    text = "The process of the agent died. Look for out-of-memory kills, or give the agent its own .pool()."
+
+
+class OutputContractError(AgentError):
+    """An agent returned something that its publishes() does not declare."""
+
+    code = "output_contract"
+    text = "The outputs are not what the agent declares. Return what it declares, or change publishes()."
+
+
+class NoEngineError(AgentError):
+    """An agent has nothing that could run it."""
+
+    code = "no_engine"
+    text = 'The agent has neither function nor model. Add .runs(function), or name a model: Flock("...").'
+
+
+class ModelError(AgentError):
+    """A model provider failed or refused."""
+
+    code = "model_error"
+    retryable = True
+    http_status = 502
+    text = "The model provider failed. Check its status, the model's name and the API key, and try again."
+
+
+class RateLimitError(ModelError):
+    """A model provider, or our own limit for it, refuses more calls for now."""
+
+    code = "rate_limit"
+    http_status = 429
+    text = "The model's rate limit is reached. Wait retry_after_s seconds, or lower max_concurrency."
+
+    def __init__(self, message: str = "", *, agent: str | None = None, retry_after_s: float = 1.0) -> None:
+        """Make the error; `retry_after_s` is how long to wait, in seconds."""
+        super().__init__(message, agent=agent)
+        self.retry_after_s = retry_after_s
+
+
+class CapacityError(FlockError):
+    """Too much work for now: nothing was accepted, so repeating the call is safe."""
+
+    code = "capacity_error"
+    retryable = True
+    http_status = 429
+    text = "The flock has more work than it can take. Wait retry_after_s seconds and repeat the call."
+
+    def __init__(self, message: str = "", *, retry_after_s: float = 1.0) -> None:
+        """Make the error; `retry_after_s` is how long to wait, in seconds."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class PoolSaturatedError(CapacityError):
+    """Every replica of an agent is busy and its pool may not grow."""
+
+    code = "pool_saturated"
+    text = "Every replica of the agent is busy. Wait retry_after_s seconds, or enlarge the agent's pool."
+
+
+class BackpressureError(CapacityError):
+    """A queue has reached its limit."""
+
+    code = "backpressure"
+    text = "The queue is full. Wait retry_after_s seconds and publish again; nothing was accepted."
+
+
+class StoreError(FlockError):
+    """The store failed."""
+
+    code = "store_error"
+    text = "The store failed. Look at the log of the shard and of the store."
+
+
+class StoreUnavailableError(StoreError):
+    """The store did not answer; whether the last write happened is unknown."""
+
+    code = "store_unavailable"
+    retryable = True
+    http_status = 503
+    text = "The store does not answer. Check its address and health; repeating the call is safe."
+
+
+class StaleEpochError(StoreError):
+    """A writer that was replaced tried to write; it must stop, so it is not retryable."""
+
+    code = "stale_epoch"
+    http_status = 409
+    text = "Another writer owns these slots. Stop this one, and refresh the slot map to reach the owner."
+
+
+class LeaseLostError(StoreError):
+    """A lease ended before its holder was done; somebody else does the work now."""
+
+    code = "lease_lost"
+    http_status = 409
+    text = "The lease ended before the work was done. Drop the result: another attempt has taken over."
+
+
+class ApprovalError(FlockError):
+    """An approval did not come to a yes."""
+
+    code = "approval_error"
+    http_status = 409
+    text = "The artifact was not approved. Ask the approvers, then publish again."
+
+    def __init__(self, message: str = "", *, approval_id: str | None = None) -> None:
+        """Make the error; `approval_id` names the request, None when unknown."""
+        super().__init__(message)
+        self.approval_id = approval_id
+
+
+class ApprovalDeniedError(ApprovalError):
+    """An approver said no."""
+
+    code = "approval_denied"
+    http_status = 403
+    text = "An approver said no. Read the reason in the audit log, and publish a changed request."
+
+
+class ApprovalExpiredError(ApprovalError):
+    """Nobody decided in time, or the decision came too late."""
+
+    code = "approval_expired"
+    http_status = 410
+    text = "Nobody decided in time. Publish the request again, or raise the timeout of its ApprovalSpec."
+
+
+class AccessError(FlockError):
+    """The caller may not do this."""
+
+    code = "access_error"
+    http_status = 403
+    text = "You may not do this. Ask an administrator of the flock."
+
+
+class UnauthenticatedError(AccessError):
+    """The caller did not prove who it is."""
+
+    code = "unauthenticated"
+    http_status = 401
+    text = "Who you are is not known. Send a valid API key or token."
+
+
+class ForbiddenError(AccessError):
+    """The caller is known, and lacks a role, label or tenant."""
+
+    code = "forbidden"
+    http_status = 403
+    text = "Your identity lacks a role for this. Ask an administrator for the role, or use another key."
+
+
+class BoardClosedError(FlockError):
+    """The board was shut down; nothing was accepted."""
+
+    code = "board_closed"
+    http_status = 503
+    text = "The board is shut down. Start a new Flock and publish there."
+
+
+class WaitTimeoutError(FlockError, TimeoutError):
+    """A wait reached its timeout; the work that was waited for goes on."""
+
+    code = "wait_timeout"
+    retryable = True
+    http_status = 504
+    text = "The timeout came first. Wait longer, or ask flock.workflow_status(correlation_id) what is open."
+
+
+def safe_error_text(exc: BaseException) -> tuple[str, str]:
+    """Turn any exception into text that can be journaled and sent.
+
+    Works for exceptions whose `__str__` raises or returns nonsense. Lone surrogates are
+    escaped, so both texts encode to UTF-8.
+
+    Args:
+        exc: The exception, ours or anybody's.
+
+    Returns:
+        The name of its type, and its message of at most 8 KiB; never empty.
+    """
+    name = _bounded(type(exc).__name__, _MAX_TYPE_NAME_BYTES)
+    try:
+        text = str(exc) or repr(exc)
+    except Exception as broken:
+        reason = type(broken).__name__
+        text = f"<the message of this {name} cannot be read: its __str__ raised {reason}>"
+    return name, _bounded(text or name, MAX_ERROR_TEXT_BYTES)
+
+
+def _bounded(text: str, limit_bytes: int) -> str:
+    """Cut a text to so many UTF-8 bytes, saying how much is gone."""
+    # A str subclass may override anything: go through the plain type.
+    data = str.encode(text, "utf-8", "backslashreplace")
+    if len(data) <= limit_bytes:
+        return data.decode()
+    note = f"... [{len(data)} bytes, cut]"
+    return data[: limit_bytes - len(note)].decode("utf-8", "ignore") + note

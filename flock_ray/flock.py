@@ -1,0 +1,474 @@
+"""`Flock`: the facade. Declarative until first used; then it opens a board and puts its agents there."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from flock_ray.agent import AgentBuilder
+from flock_ray.artifact import Artifact
+from flock_ray.asking import Why, explain, workflow_status
+from flock_ray.config import RayConfig, load_settings
+from flock_ray.core.check import Finding, check
+from flock_ray.core.definition import AgentDefinition
+from flock_ray.core.registry import TypeRegistry, type_registry
+from flock_ray.core.wire import CONFLICT, Posting
+from flock_ray.errors import (
+    BoardClosedError,
+    ConfigurationError,
+    DuplicateAgentError,
+    DuplicateArtifactError,
+    WaitTimeoutError,
+)
+from flock_ray.opening import Opened, open_on_ray
+from flock_ray.publishing import Publisher
+from flock_ray.store import BoardStore
+from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream, event_stream
+from flock_ray.waiting import seconds, wait_until
+
+if TYPE_CHECKING:
+    from flock_ray.asking import WorkflowStatus
+    from flock_ray.board import Board
+    from flock_ray.core.conditions import Condition
+    from flock_ray.core.visibility import Visibility
+
+__all__ = ["Flock"]
+
+_workflow: ContextVar[str | None] = ContextVar("flock_workflow", default=None)
+
+
+class Flock:
+    """A blackboard and the agents around it.
+
+    Nothing starts before the first `publish`, `run` or `invoke`: then Ray is joined or started, the
+    board is opened and the agents are deployed. Use it as `async with Flock() as flock:` or call
+    `shutdown()`; otherwise the board ends with the process.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        namespace: str | None = None,
+        shards: int | None = None,
+        detached: bool | None = None,
+        ray: RayConfig | None = None,
+        max_agent_iterations: int | None = None,
+        max_payload_bytes: int | None = None,
+        max_artifacts: int | None = None,
+        max_open: int | None = None,
+        max_workers: int | None = None,
+        publish_timeout: timedelta | None = None,
+        replace_agents: bool | None = None,
+        no_output: bool = False,
+        registry: TypeRegistry = type_registry,
+    ) -> None:
+        """Declare a flock; every parameter also comes from `FLOCK_<NAME>` in the environment.
+
+        Args:
+            model: Default language model of agents without an engine.
+            namespace: Name of the board; another Flock with the same one joins it. None: a board of its own.
+            shards: Shard actors of a new board, 1-256; None is 1.
+            detached: Whether the board goes on without this process; asks for a namespace.
+            ray: How to reach Ray; None: the environment decides, and without it a local Ray is started.
+            max_agent_iterations: Runs of one agent on its own descendants, per workflow, before the loop is
+                stopped; None is 1000.
+            max_payload_bytes: Largest payload as JSON; None is 32 MiB.
+            max_artifacts: Artifacts a memory board keeps before it forgets the oldest settled workflows.
+            max_open: Open activations per shard past which publishers wait.
+            max_workers: Shared worker processes; None is the number of CPUs of the cluster.
+            publish_timeout: How long `publish` waits on a full board; None is 30 s.
+            replace_agents: Whether agents of other drivers with the same name may be replaced.
+            no_output: Accepted for compatibility; nothing is printed anyway.
+            registry: Artifact types; None but in tests.
+
+        Raises:
+            ConfigurationError: A value is out of range.
+        """
+        self._settings = load_settings(
+            model=model, namespace=namespace, shards=shards, detached=detached,
+            max_agent_iterations=max_agent_iterations, max_payload_bytes=max_payload_bytes,
+            max_artifacts=max_artifacts, max_open=max_open, max_workers=max_workers,
+            publish_timeout=publish_timeout, replace_agents=replace_agents,
+        )  # fmt: skip
+        if self._settings.detached and self._settings.namespace is None:
+            raise ConfigurationError('A detached board needs a name to be found by: Flock(namespace="...").')
+        self.model = self._settings.model
+        self.max_agent_iterations = self._settings.max_agent_iterations
+        self.no_output = no_output
+        self._ray = ray or RayConfig()
+        self._registry = registry
+        self._builders: dict[str, AgentBuilder] = {}
+        self._changed = True
+        self._opened: Opened | None = None
+        self._opening: asyncio.Lock | None = None
+        self._closed = False
+        self._published_types: set[str] = set()
+        self.metrics = {"artifacts_published": 0}
+        self.store = BoardStore(self._ready_board, registry)
+
+    # -- agents --------------------------------------------------------------------------------
+
+    def agent(self, name: str) -> AgentBuilder:
+        """Declare an agent and return its builder.
+
+        Raises:
+            DuplicateAgentError: This flock has an agent of that name.
+        """
+        if name in self._builders:
+            raise DuplicateAgentError(
+                f"This flock has an agent {name!r} already. Keep the builder that agent() returned, or take another name."
+            )
+        builder = AgentBuilder(name, registry=self._registry, on_change=self._on_change, owner=self)
+        self._builders[name] = builder
+        self._changed = True
+        return builder
+
+    @property
+    def agents(self) -> list[AgentBuilder]:
+        """Every agent declared here."""
+        return list(self._builders.values())
+
+    def get_agent(self, name: str) -> AgentBuilder:
+        """Return an agent declared here; KeyError when there is none."""
+        return self._builders[name]
+
+    def _on_change(self) -> None:
+        self._changed = True
+
+    def _definitions(self) -> list[AgentDefinition]:
+        definitions = [builder.definition_checked() for builder in self._builders.values()]
+        for definition in definitions:
+            if definition.max_iterations is None:
+                definition.max_iterations = self.max_agent_iterations
+        return definitions
+
+    # -- life ----------------------------------------------------------------------------------
+
+    async def start(self) -> Flock:
+        """Open the board and deploy the agents; done by the first use otherwise.
+
+        Raises:
+            ConfigurationError: An agent's declaration does not fit together.
+            BoardClosedError: It was shut down.
+        """
+        await self._ready()
+        return self
+
+    async def _open(self) -> Opened:
+        return await open_on_ray(self._settings, self._ray, self._registry)
+
+    async def _ready(self) -> Opened:
+        if self._closed:
+            raise BoardClosedError("This Flock was shut down. Create a new one to go on.")
+        if self._opened is not None and not self._changed:
+            return self._opened
+        if self._opening is None:
+            self._opening = asyncio.Lock()
+        async with self._opening:
+            if self._opened is None:
+                self._opened = await self._open()
+                self._changed = True
+            if self._changed:
+                definitions = self._definitions()
+                self._changed = False
+                try:
+                    await self._opened.board.deploy(definitions, replace=self._settings.replace_agents)
+                except BaseException:
+                    self._changed = True
+                    raise
+        return self._opened
+
+    async def _ready_board(self) -> Board:
+        return (await self._ready()).board
+
+    async def shutdown(self, *, flush_batches: bool = True) -> None:
+        """End the board and what was started for it; safe to repeat.
+
+        A detached board, or one that another driver created, goes on: only this client leaves.
+
+        Args:
+            flush_batches: Run partial batches and wait for them (at most 5 s) before the end.
+        """
+        if self._closed:
+            return
+        opened = self._opened
+        if opened is not None and flush_batches and opened.owns:
+            if sum(await opened.board.each("flush_batches")):
+                await opened.board.wait_idle(timeout_s=5.0)
+        self._closed = True
+        if opened is not None:
+            opened.board.closed = True
+            await opened.close()
+
+    async def __aenter__(self) -> Flock:
+        """Open the board."""
+        return await self.start()
+
+    async def __aexit__(self, kind: Any, *_: object) -> None:
+        """End the board; partial batches only run when the block ended well."""
+        await self.shutdown(flush_batches=kind is None)
+
+    # -- publishing ----------------------------------------------------------------------------
+
+    @contextmanager
+    def workflow(self, correlation_id: str) -> Iterator[str]:
+        """Give everything published inside this correlation id, unless a call names another one."""
+        token = _workflow.set(correlation_id)
+        try:
+            yield correlation_id
+        finally:
+            _workflow.reset(token)
+
+    async def publish(
+        self,
+        obj: BaseModel | Mapping[str, Any] | Artifact,
+        *,
+        visibility: Visibility | None = None,
+        correlation_id: str | None = None,
+        partition_key: str | None = None,
+        tags: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        delay: timedelta | None = None,
+    ) -> Artifact:
+        """Put an artifact on the board; returns once it is as durable as the board's persistence promises.
+
+        Args:
+            obj: A model, a dict with a `type` (payload under `payload` or flat), or an Artifact.
+            visibility: Who may see it; None is everybody.
+            correlation_id: Its workflow; None: that of `with flock.workflow(...)`, or a new one.
+            partition_key: Keeps artifacts together on one shard; None: the correlation id does.
+            tags: Any strings; they pass on to what agents make of it.
+            idempotency_key: A second publish with the same key returns the first artifact.
+            priority: Higher runs earlier.
+            delay: Agents get it after this time; None is at once.
+
+        Raises:
+            UnknownTypeError: Its type is not registered.
+            ArtifactSchemaError: The payload does not fit the type.
+            PayloadTooLargeError: It is larger than `max_payload_bytes`.
+            DuplicateArtifactError: Another artifact has its id.
+            BackpressureError: The board stayed full; retryable.
+            BoardClosedError: It was shut down.
+        """
+        board = (await self._ready()).board
+        publisher = self._publisher(board)
+        posting = publisher.posting(
+            obj, visibility=visibility, correlation_id=correlation_id or _workflow.get(), partition_key=partition_key,
+            tags=tags, idempotency_key=idempotency_key, priority=priority, delay=delay,
+        )  # fmt: skip
+        return (await self._put(board, [posting]))[0]
+
+    async def publish_many(self, objects: Iterable[Any], *, correlation_id: str | None = None, **options: Any) -> list[Artifact]:
+        """Put artifacts on the board as one workflow, in batches; options as for `publish`.
+
+        Not atomic: when it raises, some may be accepted; publish again with `idempotency_key`s to be sure.
+        """
+        board = (await self._ready()).board
+        workflow = correlation_id or _workflow.get() or str(uuid.uuid4())
+        post = self._publisher(board).posting
+        return await self._put(board, [post(obj, correlation_id=workflow, **options) for obj in objects])
+
+    def _publisher(self, board: Board) -> Publisher:
+        return Publisher(board.edge, self._registry, board.clock)
+
+    async def _put(self, board: Board, postings: list[Posting]) -> list[Artifact]:
+        outcomes = await board.publish(postings)
+        self.metrics["artifacts_published"] += len(postings)
+        self._published_types.update({posting.envelope.type for posting in postings})
+        artifacts = []
+        for posting, outcome in zip(postings, outcomes, strict=True):
+            envelope = posting.envelope
+            if outcome == CONFLICT:
+                raise DuplicateArtifactError(
+                    f"An artifact with id {uuid.UUID(bytes=envelope.id)} and other content is on the board. "
+                    "Ids are for ever: publish a new artifact instead."
+                )
+            if outcome and posting.idempotent:
+                envelope = await board.get(envelope.id) or envelope
+            artifacts.append(Artifact.from_envelope(envelope))
+        return artifacts
+
+    # -- running -------------------------------------------------------------------------------
+
+    async def invoke(
+        self, agent: AgentBuilder | str, obj: BaseModel, *, publish_outputs: bool = True, timeout: float | None = None
+    ) -> list[Artifact]:
+        """Run one agent on one input, past subscriptions, predicates and visibility; returns its outputs.
+
+        The input is not stored. At most once: when the worker dies, nothing is tried again.
+
+        Args:
+            agent: A builder, or its name.
+            obj: The input.
+            publish_outputs: Whether outputs go to the board.
+            timeout: Seconds; None is no limit.
+
+        Raises:
+            AgentError: What the agent raised, as one of our errors.
+            WaitTimeoutError: It took longer than `timeout`.
+        """
+        from flock_ray.direct import invoke
+
+        board = (await self._ready()).board
+        name = agent if isinstance(agent, str) else agent.name
+        call = invoke(board, self._publisher(board), self._registry, name, obj)
+        try:
+            postings = await asyncio.wait_for(call, timeout)
+        except TimeoutError:
+            raise WaitTimeoutError(f"Agent {name!r} did not finish within {timeout:g} s.") from None
+        if publish_outputs:
+            return await self._put(board, postings)
+        return [Artifact.from_envelope(posting.envelope) for posting in postings]
+
+    async def arun(self, agent: AgentBuilder, *inputs: BaseModel) -> list[Artifact]:
+        """Publish inputs as one workflow, let this agent (and whoever else matches) run once on them, and wait.
+
+        Returns:
+            What the agent made of them.
+        """
+        from flock_ray.direct import directed
+
+        board = (await self._ready()).board
+        workflow = str(uuid.uuid4())
+        publisher = self._publisher(board)
+        postings = [publisher.posting(obj, correlation_id=workflow) for obj in inputs]
+        await self._put(board, [directed(posting, agent.definition, self._registry) for posting in postings])
+        await self.run_until_idle()
+        made = await board.read(workflow=workflow)
+        return [Artifact.from_envelope(e) for e in made if e.produced_by == agent.name]
+
+    direct_invoke = arun
+
+    def run(self, agent: AgentBuilder, *inputs: BaseModel) -> list[Artifact]:
+        """Do what `arun` does, from code without an event loop."""
+        return asyncio.run(self.arun(agent, *inputs))
+
+    async def _run_pipeline(self, stages: Sequence[tuple[AgentBuilder, tuple[Any, ...]]]) -> list[Artifact]:
+        made: list[Artifact] = []
+        for builder, inputs in stages:
+            objects = list(inputs) or [artifact.model() for artifact in made]
+            made = await self.arun(builder, *objects)
+        return made
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    async def run_until_idle(
+        self, *, timeout: float | timedelta | None = None, include_timers: bool = False, wait_for_input: bool = False
+    ) -> None:
+        """Wait until nothing runs, is ready or travels between shards.
+
+        Inputs that wait in a gate or for a time don't hold it up; the board goes on without anybody waiting.
+
+        Args:
+            timeout: Seconds; None is no limit.
+            include_timers: Also wait for everything that waits for a time.
+            wait_for_input: Accepted for compatibility.
+
+        Raises:
+            WaitTimeoutError: The board was still busy; nothing is cancelled.
+        """
+        board = await self._ready_board()
+        if not await board.wait_idle(timeout_s=seconds(timeout), timers=include_timers):
+            raise WaitTimeoutError(f"The board was still busy after {seconds(timeout):g} s. Its work goes on.")
+
+    async def run_until(self, condition: Condition | Any, *, timeout: float | timedelta | None = None) -> bool:
+        """Wait for a condition (`Until`).
+
+        Returns:
+            True when it holds; False at the timeout, or without one when the board is idle and it does not hold.
+        """
+        return await wait_until(self, await self._ready_board(), condition, seconds(timeout), self._registry)
+
+    async def wait(self, correlation_id: str, *, timeout: float | timedelta | None = None) -> WorkflowStatus:
+        """Wait until nothing of a workflow runs any more, and return its status.
+
+        Raises:
+            WaitTimeoutError: It was still active.
+        """
+        board = await self._ready_board()
+        if not await board.wait_idle(timeout_s=seconds(timeout), workflow=correlation_id):
+            raise WaitTimeoutError(f"Workflow {correlation_id!r} was still active after {seconds(timeout):g} s.")
+        return await self.workflow_status(correlation_id)
+
+    async def flush_batches(self) -> int:
+        """Run partial batches now; returns how many."""
+        return sum(await (await self._ready_board()).each("flush_batches"))
+
+    async def cancel(self, correlation_id: str) -> int:
+        """Cancel a workflow: what is open is stopped, what arrives later is not matched.
+
+        Returns:
+            How many activations were open.
+        """
+        return sum(await (await self._ready_board()).each("cancel", correlation_id))
+
+    # -- reading and asking --------------------------------------------------------------------
+
+    async def stream(
+        self, what: type[BaseModel] | str | None = None, *, after: Cursor | None = None
+    ) -> AsyncIterator[Artifact | Gap]:
+        """Yield artifacts of a type or a workflow as they arrive, for ever.
+
+        At least once from a cursor on; a `Gap` stands where retention was faster than the reader.
+
+        Args:
+            what: A type, a correlation id, or None for everything.
+            after: Where an earlier stream was (`artifact.cursor` is not kept: keep the stream's `Cursor`);
+                None starts with the oldest artifact kept.
+        """
+        board = await self._ready_board()
+        async for item in artifact_stream(board, self._registry, what, after if after is not None else Cursor()):
+            yield item
+
+    async def events(
+        self, *kinds: str, correlation_id: str | None = None, after: Cursor | None = None
+    ) -> AsyncIterator[EventView]:
+        """Yield what happens on the board, for ever: refusals, expiries, failures, lost workers and the rest.
+
+        A reader that is slower than the log gets an event of kind `gap`.
+
+        Args:
+            kinds: Only these (`activation.failed`) or their families (`activation`); none for all.
+            correlation_id: Only this workflow; None for all.
+            after: Where an earlier reader was; None starts with the oldest event kept.
+        """
+        board = await self._ready_board()
+        async for event in event_stream(board, kinds, correlation_id, after if after is not None else Cursor()):
+            yield event
+
+    async def workflow_status(self, correlation_id: str) -> WorkflowStatus:
+        """Return what a workflow does and what it waits for."""
+        return await workflow_status(await self._ready_board(), correlation_id)
+
+    async def get_correlation_status(self, correlation_id: str) -> dict[str, Any]:
+        """Return upstream's form of `workflow_status`."""
+        return (await self.workflow_status(correlation_id)).to_dict()
+
+    async def why(self, subject: Artifact | uuid.UUID | AgentBuilder | str) -> Why:
+        """Explain where an artifact went, or what an agent waits for: each subscription, each condition."""
+        return await explain(await self._ready_board(), subject)
+
+    def check(self, *, published: Iterable[type[BaseModel]] = ()) -> list[Finding]:
+        """Look for mistakes in the declarations, without running anything.
+
+        Args:
+            published: Types that come from outside; those published so far are known.
+        """
+        outside = {self._registry.ensure(cls).name for cls in published} | self._published_types
+        return check([b.definition for b in self._builders.values()], self._registry, outside)
+
+    async def pools(self) -> dict[str, dict[str, Any]]:
+        """Return workers and demand by pool; the pool of light agents is `shared`."""
+        pools: dict[str, dict[str, Any]] = await (await self._ready_board()).router.pools()
+        return pools
+
+

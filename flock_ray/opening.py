@@ -1,0 +1,72 @@
+"""How a Flock comes to its board: on Ray, or in the virtual host of `flock_ray.testing`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flock_ray.board import Board
+from flock_ray.deployment import CloudpickleCodec
+
+if TYPE_CHECKING:
+    from flock_ray.config import FlockSettings, RayConfig
+    from flock_ray.core.registry import TypeRegistry
+
+
+@dataclass(slots=True)
+class Opened:
+    """An open board."""
+
+    board: Board
+    close: Callable[[], Awaitable[None]]
+    """Lets go of it; ends it when this client owns it."""
+    owns: bool
+    """The board ends with this client."""
+
+
+async def open_on_ray(settings: FlockSettings, ray_config: RayConfig, registry: TypeRegistry) -> Opened:
+    """Join or start Ray, join or create the board."""
+    import asyncio
+
+    import ray
+
+    from flock_ray.actors.bootstrap import ensure_ray, open_board, stop_ray
+    from flock_ray.actors.clock import SystemClock
+    from flock_ray.actors.processes import BoardPlan
+    from flock_ray.actors.router import RouterSettings
+    from flock_ray.actors.shard import ShardSettings
+
+    # In this thread: Ray installs signal handlers, which only the main thread may.
+    ensure_ray(ray_config)
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    per_shard = None if settings.max_artifacts is None else max(1, settings.max_artifacts // settings.shards)
+    plan = BoardPlan(
+        namespace=settings.namespace or f"default-{uuid.uuid4().hex[:12]}",
+        num_shards=settings.shards,
+        detached=settings.detached,
+        shard=ShardSettings(max_artifacts=per_shard, max_open=settings.max_open),
+        router=RouterSettings(max_shared_workers=settings.max_workers or cpus),
+        max_payload_bytes=settings.max_payload_bytes,
+    )
+    opened = await open_board(plan)
+    board = Board(
+        opened.links,
+        owner=uuid.uuid4().hex,
+        registry=registry,
+        codec=CloudpickleCodec(),
+        clock=SystemClock(),
+        monotonic=time.monotonic,
+        max_payload_bytes=settings.max_payload_bytes,
+        publish_timeout_s=settings.publish_timeout.total_seconds(),
+    )
+    owns = opened.created and not opened.plan.detached
+
+    async def close() -> None:
+        if owns:
+            await opened.close()
+        await asyncio.to_thread(stop_ray)
+
+    return Opened(board, close, owns)

@@ -1,0 +1,102 @@
+"""From what users publish (models, dicts, artifacts) to postings."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from flock_ray.artifact import Artifact
+from flock_ray.core.ids import derive_id
+from flock_ray.core.registry import TypeRegistry
+from flock_ray.core.visibility import PublicVisibility, Visibility
+from flock_ray.core.wire import Posting
+from flock_ray.edge import Edge
+from flock_ray.errors import ArtifactSchemaError, ConfigurationError
+from flock_ray.ports import Clock
+
+EXTERNAL = "external"
+"""`produced_by` of what comes from outside."""
+
+
+class Publisher:
+    """Makes postings of whatever a user hands to `publish`."""
+
+    __slots__ = ("_clock", "_edge", "_registry")
+
+    def __init__(self, edge: Edge, registry: TypeRegistry, clock: Clock) -> None:
+        """Publish through an edge."""
+        self._edge = edge
+        self._registry = registry
+        self._clock = clock
+
+    def posting(
+        self,
+        obj: Any,
+        *,
+        visibility: Visibility | None = None,
+        correlation_id: str | None = None,
+        partition_key: str | None = None,
+        tags: Iterable[str] | None = None,
+        idempotency_key: str | None = None,
+        priority: int = 0,
+        delay: timedelta | None = None,
+        produced_by: str = EXTERNAL,
+    ) -> Posting:
+        """Return an artifact with its matches; parameters as for `Flock.publish`."""
+        now_us = self._clock.now_us()
+        if delay is not None and delay < timedelta(0):
+            raise ConfigurationError(f"publish(delay={delay}): a delay can't be negative.")
+        not_before_us = 0 if not delay else now_us + delay // timedelta(microseconds=1)
+        artifact_id = uuid.uuid4().bytes
+        if isinstance(obj, Artifact):
+            model = self._load(obj.type, obj.envelope.payload, obj.version)
+            artifact_id = obj.id.bytes
+            correlation_id = obj.correlation_id or correlation_id
+            partition_key = obj.partition_key or partition_key
+            tags = obj.tags if obj.tags else tags
+            visibility = obj.visibility if not isinstance(obj.visibility, PublicVisibility) else visibility
+            produced_by = obj.produced_by or produced_by
+        elif isinstance(obj, BaseModel):
+            model = obj
+        elif isinstance(obj, Mapping):
+            model = self._from_dict(obj)
+        else:
+            raise ArtifactSchemaError(
+                f"Can't publish a {type(obj).__name__}: publish an instance of a @flock_type model, "
+                'a dict with a "type", or an Artifact.'
+            )
+        if idempotency_key is not None:
+            artifact_id = derive_id(b"idempotency", idempotency_key.encode())
+            # The key decides the slot too, or a retry could land on another shard.
+            correlation_id = correlation_id or str(uuid.UUID(bytes=artifact_id))
+        return self._edge.post(
+            model,
+            id=artifact_id,
+            correlation_id=correlation_id or str(uuid.uuid4()),
+            produced_by=produced_by,
+            created_us=now_us,
+            tags=tuple(sorted(set(tags))) if tags else (),
+            visibility=visibility,
+            partition_key=partition_key,
+            priority=priority,
+            not_before_us=not_before_us,
+            idempotent=idempotency_key is not None,
+        )
+
+    def _from_dict(self, obj: Mapping[str, Any]) -> BaseModel:
+        name = obj.get("type")
+        if not isinstance(name, str):
+            raise ArtifactSchemaError('A dict needs a "type": {"type": "Order", "payload": {...}}.')
+        payload = obj.get("payload")
+        if not isinstance(payload, Mapping):
+            payload = {key: value for key, value in obj.items() if key != "type"}
+        return self._load(name, to_json(dict(payload)), self._registry.get(name).version)
+
+    def _load(self, name: str, payload: bytes, version: int) -> BaseModel:
+        model: BaseModel = self._registry.validate(self._registry.get(name).name, version, payload)
+        return model
