@@ -29,6 +29,8 @@ def ensure_ray(config: RayConfig) -> None:
     if ray.is_initialized():
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
+    # Ray says at every start that token authentication is on. It is meant to be.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": config.log_to_driver}
     if address:
         ray.init(address=address, **options)

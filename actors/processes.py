@@ -171,6 +171,7 @@ class RayWorker(Worker):
         while True:
             try:
                 await self._peers.router().attach(self.id, self._edge.table.version)
+                await asyncio.sleep(GONE_AFTER_S)  # the board closes: whoever closes it ends this process
                 break
             except PeerGoneError as gone:
                 now = time.monotonic()

@@ -15,7 +15,7 @@ from uuid import uuid4
 
 from flock_ray.actors.worker import pool_of
 from flock_ray.core import wire
-from flock_ray.core.scaling import PoolView, target_workers
+from flock_ray.core.scaling import UP_AFTER_S, PoolView, target_workers
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.errors import ConfigurationError, DeployConflictError, FlockError
 from flock_ray.ports import PeerGoneError, Peers, Spawner, WorkerLink
@@ -103,6 +103,7 @@ class Router:
         self._workers: dict[str, WorkerEntry] = {}
         self._lost: dict[str, float] = {}
         self._reports: dict[int, wire.ShardReport] = {}
+        self._reported_at: dict[int, float] = {}
         self._granted: dict[int, int] = {}
         self._grants_version = 1
         self._batch_number = 0
@@ -236,6 +237,7 @@ class Router:
 
     async def _take_report(self, report: wire.ShardReport) -> None:
         self._reports[report.shard] = report
+        self._reported_at[report.shard] = self._monotonic()
         unknown = [w for w in report.workers if w not in self._workers and w not in self._lost]
         if unknown and self._monotonic() - self._started_at > self._settings.adopt_after_s:
             for worker in unknown:
@@ -343,9 +345,16 @@ class Router:
             for name, pool in list(self._pools.items()):
                 self._scale(name, pool)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._settings.renew_every_s)
+                await asyncio.wait_for(self._wake.wait(), self._next_look_s())
             self._wake.clear()
             await asyncio.sleep(self._settings.decide_every_s)
+
+    def _next_look_s(self) -> float:
+        """Look again soon at a pool that may have to grow, otherwise when something is reported."""
+        now = self._monotonic()
+        views = (self._view(name, pool, now) for name, pool in self._pools.items())
+        growing = any(view.ready and view.workers < view.max for view in views)
+        return UP_AFTER_S if growing else self._settings.renew_every_s
 
     def _scale(self, name: str, pool: Pool) -> None:
         now = self._monotonic()
@@ -374,7 +383,8 @@ class Router:
                     ready += demand.ready
                     running += demand.running
                     if demand.oldest_us:
-                        oldest = max(oldest, (report.now_us - demand.oldest_us) / 1e6)
+                        since = now - self._reported_at[report.shard]
+                        oldest = max(oldest, (report.now_us - demand.oldest_us) / 1e6 + since)
         alive = {e.id for e in self._workers.values() if pool_of(e.id) == name and e.state != "draining"}
         return PoolView(
             min=pool.info.min,

@@ -78,7 +78,7 @@ class Shard(ShardReaders):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sending: set[int] = set()
         self._closed = False
-        self._reported: dict[str, tuple[int, int]] = {}
+        self._reported: dict[str, int] = {}
         self._report_timer: asyncio.TimerHandle | None = None
         self._retry_after_s = 0.1
         super().__init__()
@@ -351,14 +351,23 @@ class Shard(ShardReaders):
         )
 
     def _report_demand(self) -> None:
-        """Tell the router when agents start or stop to have work that nobody has permits for; throttled."""
-        if self._report_timer is None and any(q.count for q in self.core.dispatch.ready.values()):
+        """Tell the router when work starts or stops to wait, or much more or less of it does; throttled."""
+        if self._report_timer is None and self._demand_changed():
             delay = self._settings.report_every_s
             self._report_timer = asyncio.get_running_loop().call_later(delay, self._on_report_timer)
 
+    def _demand_changed(self) -> bool:
+        reported = self._reported
+        for name, queue in self.core.dispatch.ready.items():
+            before, now = reported.get(name, 0), queue.count
+            if now > 2 * before or 2 * now < before:
+                return True
+        return False
+
     def _on_report_timer(self) -> None:
         self._report_timer = None
-        if not self._closed and any(q.count for q in self.core.dispatch.ready.values()):
+        if not self._closed and self._demand_changed():
+            self._reported = {name: queue.count for name, queue in self.core.dispatch.ready.items()}
             self._spawn(self._tell_demand())
 
     async def _tell_demand(self) -> None:

@@ -6,7 +6,7 @@ No Ray in here: user code runs in `actors.executor`, and everything else is a fe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -96,6 +96,7 @@ class Worker:
         executor: Callable[[Callable[[list[tuple[int, wire.Completion]]], None]], AnyExecutor],
         registry: TypeRegistry = type_registry,
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        offload: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         """Create a worker without agents.
 
@@ -108,6 +109,7 @@ class Worker:
             executor: Makes the executor, given where completions go.
             registry: Artifact types of this process.
             max_payload_bytes: Largest output payload.
+            offload: Runs a function that loads or calls user code off the control loop.
         """
         self.id = worker
         self.pool = pool_of(worker)
@@ -127,6 +129,7 @@ class Worker:
         self._rematch: set[bytes] = set()
         """Activations that started under an older table: their outputs are matched again."""
         self._installing = asyncio.Lock()
+        self._offload = offload
         self._closed = False
 
     # -- calls from shards and router ----------------------------------------------------------
@@ -162,7 +165,7 @@ class Worker:
         """
         async with self._installing:
             if version > self._edge.table.version:
-                table, changed = await asyncio.to_thread(self._load, version, agents)
+                table, changed = await self._offload(self._load, version, agents)
                 self._switch(table, agents, changed)
         return self._edge.table.version
 
@@ -293,9 +296,7 @@ class Worker:
             return completions
         self._rematch.difference_update(c.id for c in stale)
         ids = {c.id for c in stale}
-        return await asyncio.to_thread(
-            lambda: [self._rematched(c) if c.id in ids else c for c in completions]
-        )
+        return await self._offload(lambda: [self._rematched(c) if c.id in ids else c for c in completions])
 
     def _rematched(self, completion: wire.Completion) -> wire.Completion:
         outputs = tuple(self._edge.rematch(posting) for posting in completion.outputs)

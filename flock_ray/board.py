@@ -69,6 +69,7 @@ class Board:
         monotonic: Callable[[], float],
         max_payload_bytes: int,
         publish_timeout_s: float,
+        long_call_s: float = LONG_CALL_S,
     ) -> None:
         """Connect to a board.
 
@@ -81,7 +82,9 @@ class Board:
             monotonic: A clock in seconds that never goes back.
             max_payload_bytes: Largest payload accepted.
             publish_timeout_s: How long `publish` waits on a full board before it raises BackpressureError.
+            long_call_s: Length of one waiting call.
         """
+        self.long_call_s = long_call_s
         self._links = links
         self._owner = owner
         self._registry = registry
@@ -255,7 +258,7 @@ class Board:
         return states if all(quiet for quiet, _ in states) else None
 
     def _left(self, deadline: float | None) -> float:
-        return LONG_CALL_S if deadline is None else max(0.0, min(LONG_CALL_S, deadline - self._monotonic()))
+        return self.long_call_s if deadline is None else max(0.0, min(self.long_call_s, deadline - self._monotonic()))
 
     async def _any_event(self, deadline: float | None) -> bool:
         """Wait until any shard has something new; False when the time is over."""
@@ -314,7 +317,7 @@ class Board:
         async def next_of(shard: int) -> tuple[int, list[wire.Envelope], int, bool]:
             after = cursor.get(shard, 0)
             blob, position, gap = await self._call(
-                self.shard(shard).read(after, type_name, workflow, 500, LONG_CALL_S)
+                self.shard(shard).read(after, type_name, workflow, 500, self.long_call_s)
             )
             return shard, _envelopes(blob), position, gap
 
@@ -332,7 +335,7 @@ class Board:
 
         async def next_of(shard: int) -> tuple[int, list[Event], int, bool]:
             blob, position = await self._call(
-                self.shard(shard).event_list(cursor.get(shard, 0), list(kinds), workflow, 500, LONG_CALL_S)
+                self.shard(shard).event_list(cursor.get(shard, 0), list(kinds), workflow, 500, self.long_call_s)
             )
             return shard, _events(blob), position, False
 

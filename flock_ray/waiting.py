@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from flock_ray.board import LONG_CALL_S, Board
+from flock_ray.board import Board
 from flock_ray.core.conditions import (
     AnyField,
     Condition,
@@ -183,4 +183,4 @@ async def wait_until(
             # What came between the look and the idleness counts.
             await facts.refresh()
             return evaluate(wanted, facts)
-        await facts.news(known, min(left, LONG_CALL_S), until_idle=not idle)
+        await facts.news(known, min(left, board.long_call_s), until_idle=not idle)

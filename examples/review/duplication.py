@@ -85,7 +85,7 @@ def find_duplicates(files: _Windows) -> tuple[list[DuplicateBlock], dict[str, in
         length = _extend(files, group)
         seen.update((path, at + step) for path, at in group for step in range(length))
         blocks.append(_block(files, group, length))
-    blocks.sort(key=lambda block: (-block.lines * (len(block.places) - 1), block.places[0].path))
+    blocks.sort(key=lambda it: (-it.lines * (len(it.places) - 1), -it.lines, it.places[0].path))
     return blocks, _lines_covered(blocks)
 
 

@@ -10,7 +10,7 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from examples.review.advice import duplicated_share
+from examples.review.advice import duplicated_share, plural
 from examples.review.measure import RunFacts
 from examples.review.types import SEVERITIES, DuplicateBlock, LocatedFinding, TreeReport
 
@@ -70,7 +70,8 @@ def _text(value: object) -> str:
 
 
 def _code(value: object) -> str:
-    return f"<code>{_text(value)}</code>"
+    """Mark up a name or place; long paths may break after a slash."""
+    return f"<code>{_text(value).replace('/', '/<wbr>')}</code>"
 
 
 def _section(title: str, body: str, *, note: str = "") -> str:
@@ -125,7 +126,7 @@ def _tiles(report: TreeReport) -> str:
         (
             f"{totals.documented_share:.0%}",
             "documented",
-            f"{totals.undocumented:,} of {totals.public_names:,} names bare",
+            f"{totals.undocumented:,} of {totals.public_names:,} names without",
             "good" if totals.documented_share >= 0.9 else "warn",
         ),
         (
@@ -162,7 +163,8 @@ def _languages(report: TreeReport) -> str:
         pieces.append(f'<span class="{colour}" style="width:{share:.3%}"></span>')
         legend.append(
             f'<li><span class="dot {colour}"></span>{_text(language.language)} '
-            f"<b>{share:.1%}</b> <small>{language.lines:,} lines, {language.files:,} files</small></li>"
+            f"<b>{share:.1%}</b> <small>{plural(language.lines, 'line')}, "
+            f"{plural(language.files, 'file')}</small></li>"
         )
     bar = f'<div class="bar" aria-hidden="true">{"".join(pieces)}</div>'
     return _section("Languages", f'{bar}\n<ul class="legend">\n{"".join(legend)}\n</ul>', note=ONLY_PYTHON)
@@ -182,7 +184,7 @@ def _worst(report: TreeReport) -> str:
     rows = (
         (
             f'<span class="score"><span style="width:{ranked.score / top:.1%}"></span></span>'
-            f"{ranked.score:.1f}",
+            f"<b>{ranked.score:.1f}</b>",
             _code(ranked.path),
             f"{ranked.lines:,}",
             _text(", ".join(ranked.reasons)),

@@ -60,6 +60,8 @@ _ACKNOWLEDGED = re.compile(
     r"#\s*(nosec\b|noqa\s*(?!:)|noqa:[\w\s,]*\b(S\d+|E722|BLE001|PGH\d+)\b)", re.IGNORECASE
 )
 _SOFTER: dict[Severity, Severity] = {"high": "medium", "medium": "low", "low": "low"}
+_UNQUOTED = {"secret": "(not shown)", "bare-except": ""}
+"""Findings whose line is not quoted: it would leak, or say nothing new."""
 
 _Hit = tuple[int, str, Severity, str]
 
@@ -87,7 +89,7 @@ def find_risks(text: str, tree: ast.Module, path: str) -> tuple[list[Finding], i
                 severity=_SOFTER[severity] if in_tests else severity,
                 line=line,
                 message=message,
-                snippet="(not shown)" if rule == "secret" else snippet(lines, line),
+                snippet=_UNQUOTED[rule] if rule in _UNQUOTED else snippet(lines, line),
             )
         )
     return findings, acknowledged

@@ -42,12 +42,8 @@ def check_function(agent: str, fn: Callable[..., Any]) -> None:
     """Refuse functions that no subscription could call.
 
     Raises:
-        ConfigurationError: The function is a generator, or has no parameter for its input.
+        ConfigurationError: The function has no parameter for its input.
     """
-    if inspect.isgeneratorfunction(fn) or inspect.isasyncgenfunction(fn):
-        raise ConfigurationError(
-            f"agent {agent!r}: {_name(fn)} is a generator; return a list of models instead of yielding them"
-        )
     parameters = _parameters(fn)
     if parameters is not None and not parameters:
         raise ConfigurationError(
@@ -101,7 +97,7 @@ def check_returns(agent: str, fn: Callable[..., Any], groups: Sequence[OutputGro
                     f"{about}, but an agent returns models of the types it declares ({published}), "
                     "a list or tuple of them, or None; wrap the value in a model"
                 )
-        elif not any(issubclass(model, leaf) for model in declared):
+        elif not _is_own_result(leaf) and not any(_fits(m, leaf) or _fits(leaf, m) for m in declared):
             raise ConfigurationError(
                 f"{about}, but {_show(leaf)} is not declared ({published}); "
                 f"add .publishes({_show(leaf)}) before .runs(), or change the annotation"
@@ -188,12 +184,25 @@ def _accepts(hint: Any, want: Any) -> bool:
     container = typing.get_origin(want)
     actual = container or want
     if isinstance(hint, type) and origin is None:
-        return getattr(hint, "_is_protocol", False) or issubclass(actual, hint)
+        return getattr(hint, "_is_protocol", False) or _fits(actual, hint)
     if not isinstance(origin, type):
         return origin is None  # Any, TypeVar and what is not known here; but no Literal
     if not issubclass(actual, origin):
         return False
     return container is None or _elements_accept(origin, typing.get_args(hint), want)
+
+
+def _fits(cls: type, base: type) -> bool:
+    """Tell whether a class, or the other definition of it in a rerun notebook cell, is a `base`."""
+    return issubclass(cls, base) or any(
+        (parent.__qualname__, parent.__module__) == (base.__qualname__, base.__module__)
+        for parent in cls.__mro__
+    )
+
+
+def _is_own_result(leaf: type) -> bool:
+    """Tell whether a return type is ours (EvalResult): it may hold outputs of any type."""
+    return leaf.__module__.partition(".")[0] == "flock_ray"
 
 
 def _elements_accept(origin: type, given: tuple[Any, ...], want: Any) -> bool:

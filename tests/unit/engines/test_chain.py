@@ -234,16 +234,16 @@ async def test_hooks_see_the_error_and_the_end_of_a_failed_run(host: Host) -> No
 
 async def test_a_cancelled_run_is_still_cleaned_up(host: Host) -> None:
     log: list[str] = []
+    waiting = asyncio.Event()
 
     class Waits(EngineComponent):
         async def evaluate(self, *arguments: Any) -> Any:
-            log.append("waiting")
+            waiting.set()
             await asyncio.Event().wait()
 
     runner = host.runner(Draft, consumes=[Idea], engines=[Waits()], utilities=[Recorder(name="u", log=log)])
     run = asyncio.create_task(runner.run_async(host.task(Idea())))
-    while "waiting" not in log:
-        await asyncio.sleep(0)
+    await waiting.wait()
     run.cancel()
 
     with pytest.raises(asyncio.CancelledError):

@@ -26,7 +26,7 @@ from examples.review.types import (
 )
 
 HOSTILE = "<script>alert('x')</script>[bold]&\"' onload=\"y.py"
-VOID = frozenset({"meta", "br"})
+VOID = frozenset({"meta", "br", "wbr"})
 
 FACTS = RunFacts(
     root="/srv/project",

@@ -1,0 +1,284 @@
+"""Router, shards and workers in one event loop: links are function calls, workers are objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from flock_ray.actors.router import Router, RouterSettings
+from flock_ray.actors.shard import Shard, ShardSettings
+from flock_ray.actors.worker import Worker
+from flock_ray.adapters.memory import RecordingJournal
+from flock_ray.board import BoardLinks
+from flock_ray.core import wire
+from flock_ray.core.definition import AgentDefinition
+from flock_ray.core.ids import NUM_SLOTS, shard_of
+from flock_ray.core.registry import TypeRegistry
+from flock_ray.ports import Clock, Journal, PeerGoneError
+
+FOREVER_S = 1e8
+"""Instead of heartbeats and renewals: nothing dies in silence here, and each would cost a step of virtual time."""
+
+
+class LocalLink:
+    """Calls an object of this process as if it were another one: asynchronously, and dead objects fail."""
+
+    def __init__(self, find: Callable[[], Any], name: str) -> None:
+        """Link to whatever `find` returns at the time of a call; None is a dead one."""
+        self._find = find
+        self._name = name
+
+    def __getattr__(self, method: str) -> Callable[..., Any]:
+        """Return a method as a coroutine function."""
+        if method.startswith("__"):
+            raise AttributeError(method)
+
+        async def call(*args: Any) -> Any:
+            target = self._find()
+            if target is None:
+                raise PeerGoneError(f"{self._name} is dead", final=True)
+            await asyncio.sleep(0)
+            return await getattr(target, method)(*args)
+
+        return call
+
+
+class LocalCodec:
+    """Hands definitions over by reference: what closures hold stays shared with the test."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._definitions: list[AgentDefinition] = []
+
+    def dump(self, definition: AgentDefinition) -> bytes:
+        """Keep an agent and return its number."""
+        self._definitions.append(definition)
+        return str(len(self._definitions) - 1).encode()
+
+    def load(self, data: bytes) -> AgentDefinition:
+        """Return the agent of a number."""
+        return self._definitions[int(data)]
+
+
+@dataclass(slots=True)
+class _Lane:
+    runner: Any
+    limit: int
+    timeout_s: float | None
+    queue: deque[tuple[int, wire.Task]]
+    running: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _LocalLoad:
+    queued: int
+    agents: dict[str, Any]
+    stuck_threads: int = 0
+    user_loop_blocked_s: float = 0.0
+
+
+class InlineExecutor:
+    """Runs user code on the one loop there is: sync functions at once, async ones as tasks."""
+
+    def __init__(self, on_done: Callable[[list[tuple[int, wire.Completion]]], None]) -> None:
+        """Report completions to `on_done`."""
+        self._on_done = on_done
+        self._lanes: dict[str, _Lane] = {}
+        self._tasks: dict[bytes, asyncio.Task[None]] = {}
+        self._open: set[bytes] = set()
+
+    def set_agent(self, name: str, runner: Any, *, max_concurrency: int, timeout_s: float | None) -> None:
+        """Add or replace an agent."""
+        lane = self._lanes.get(name)
+        queue = lane.queue if lane is not None else deque()
+        running = lane.running if lane is not None else 0
+        self._lanes[name] = _Lane(runner, max_concurrency, timeout_s, queue, running)
+
+    def remove_agent(self, name: str) -> None:
+        """Take no more activations of an agent."""
+        self._lanes.pop(name, None)
+
+    def submit(self, shard: int, tasks: list[wire.Task]) -> None:
+        """Queue activations."""
+        for task in tasks:
+            lane = self._lanes.get(task.agent)
+            if lane is None:
+                error = wire.ErrorInfo("UnknownAgentError", task.agent, retryable=True)
+                self._on_done([(shard, wire.Completion(task.id, task.attempt, task.slot, error=error))])
+                continue
+            self._open.add(task.id)
+            lane.queue.append((shard, task))
+            self._start(lane)
+
+    def _start(self, lane: _Lane) -> None:
+        while lane.queue and lane.running < lane.limit:
+            shard, task = lane.queue.popleft()
+            if task.id in self._open:
+                lane.running += 1
+                self._tasks[task.id] = asyncio.ensure_future(self._run(lane, shard, task))
+
+    async def _run(self, lane: _Lane, shard: int, task: wire.Task) -> None:
+        try:
+            await asyncio.sleep(0)
+            if lane.runner.is_async:
+                try:
+                    completion = await asyncio.wait_for(lane.runner.run_async(task), lane.timeout_s)
+                except TimeoutError:
+                    message = f"did not finish within {lane.timeout_s:g} s; raise .timeout(...) or make it faster"
+                    completion = lane.runner.failure(task, "AgentTimeoutError", message)
+            else:
+                completion = lane.runner.run_sync(task)
+        finally:
+            lane.running -= 1
+            self._tasks.pop(task.id, None)
+            self._start(lane)
+        if task.id in self._open:
+            self._open.discard(task.id)
+            self._on_done([(shard, completion)])
+
+    def cancel(self, ids: Collection[bytes]) -> None:
+        """Give up activations."""
+        for key in ids:
+            self._open.discard(key)
+            task = self._tasks.get(key)
+            if task is not None:
+                task.cancel()
+
+    def open_ids(self) -> set[bytes]:
+        """Return what is queued or running."""
+        return set(self._open)
+
+    def load(self) -> _LocalLoad:
+        """Measure how busy it is."""
+        return _LocalLoad(sum(len(lane.queue) for lane in self._lanes.values()), {})
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until everything is finished."""
+        tasks = list(self._tasks.values())
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+        return not self._open
+
+    def close(self) -> None:
+        """Stop everything."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+        self._open.clear()
+
+
+async def _inline(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+class LocalBoard:
+    """A whole board in one event loop, and the peers and the spawner of its parts."""
+
+    def __init__(
+        self,
+        num_shards: int,
+        *,
+        clock: Clock,
+        registry: TypeRegistry,
+        shard_settings: ShardSettings,
+        max_workers: int,
+        max_payload_bytes: int,
+        journal: Callable[[int], Journal] | None = None,
+        router_settings: RouterSettings | None = None,
+    ) -> None:
+        """Make router and shards; `begin` sets them to work."""
+        self.codec = LocalCodec()
+        self._clock = clock
+        self._registry = registry
+        self._max_payload_bytes = max_payload_bytes
+        self.num_shards = num_shards
+        self._shard_settings = shard_settings
+        self._router_settings = router_settings or RouterSettings(
+            permit_ttl_s=10 * FOREVER_S, renew_every_s=FOREVER_S, heartbeat_s=FOREVER_S,
+            heartbeat_deadline_s=FOREVER_S, max_shared_workers=max_workers,
+        )  # fmt: skip
+        make_journal = journal or (lambda _: RecordingJournal())
+        self.journals: list[Journal] = [make_journal(i) for i in range(num_shards)]
+        self.workers: dict[str, Worker] = {}
+        self._attached: dict[str, asyncio.Task[Any]] = {}
+        self.shards: list[Shard | None] = [self._make_shard(i) for i in range(num_shards)]
+        self.the_router: Router | None = self._make_router()
+
+    def _make_shard(self, index: int) -> Shard:
+        owned = [slot for slot in range(NUM_SLOTS) if shard_of(slot, self.num_shards) == index]
+        return Shard(
+            index, self.num_shards, owned,
+            journal=self.journals[index], clock=self._clock, peers=self, settings=self._shard_settings,
+        )  # fmt: skip
+
+    def _make_router(self) -> Router:
+        return Router(
+            self.num_shards, peers=self, spawner=self,
+            monotonic=lambda: asyncio.get_running_loop().time(), settings=self._router_settings,
+        )  # fmt: skip
+
+    def links(self) -> BoardLinks:
+        """Return what a client needs."""
+        return BoardLinks([self.shard(i) for i in range(self.num_shards)], self.router(), self.worker)
+
+    def begin(self) -> None:
+        """Set router and shards to work."""
+        for shard in self.shards:
+            if shard is not None:
+                shard.start()
+        if self.the_router is not None:
+            self.the_router.start()
+
+    async def close(self) -> None:
+        """Stop everything."""
+        if self.the_router is not None:
+            await self.the_router.close()
+        for shard in self.shards:
+            if shard is not None:
+                await shard.close()
+
+    # the Peers port
+
+    def shard(self, index: int) -> Any:
+        """Return a shard."""
+        return LocalLink(lambda: self.shards[index], f"shard {index}")
+
+    def worker(self, worker: str) -> Any:
+        """Return a worker."""
+        return LocalLink(lambda: self.workers.get(worker), f"worker {worker}")
+
+    def router(self) -> Any:
+        """Return the router."""
+        return LocalLink(lambda: self.the_router, "router")
+
+    # the Spawner port
+
+    async def start(self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> Any:
+        """Make a worker and attach it."""
+        made = Worker(
+            worker, clock=self._clock, monotonic=lambda: asyncio.get_running_loop().time(), peers=self,
+            codec=self.codec, executor=InlineExecutor, registry=self._registry,
+            max_payload_bytes=self._max_payload_bytes, offload=_inline,
+        )  # fmt: skip
+        self.workers[worker] = made
+        self._attached[worker] = asyncio.ensure_future(self._stay_attached(worker))
+        return self.worker(worker)
+
+    async def _stay_attached(self, worker: str) -> None:
+        while worker in self.workers:
+            try:
+                await self.router().attach(worker, 0)
+                return
+            except PeerGoneError:
+                await asyncio.sleep(0.2)
+
+    async def stop(self, worker: str) -> None:
+        """End a worker at once."""
+        made = self.workers.pop(worker, None)
+        attached = self._attached.pop(worker, None)
+        if made is not None:
+            made.close()
+        if attached is not None and attached is not asyncio.current_task():
+            attached.cancel()
