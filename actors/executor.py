@@ -270,7 +270,6 @@ class Executor:
             if timer is not None:
                 timer.cancel()
         for lane in self._all_lanes():
-            lane.queue.clear()
             lane.resize(0)
         if self._user_loop is not None:
             self._user_loop.close()

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import os
 import sys
+import threading
 import time
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +122,10 @@ class RayRouter(Router):
     def _begin(self) -> None:
         if not self._started:
             self._started = True
-            self.start()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Ray warns of what its own property uses
+                restarted = ray.get_runtime_context().was_current_actor_reconstructed
+            self.start(first=not restarted)
 
     async def describe(self) -> BoardPlan:
         """Return what a second driver must know to join the board."""
@@ -158,9 +163,14 @@ class RayWorker(Worker):
             max_payload_bytes=plan.max_payload_bytes,
         )  # fmt: skip
         self._attached: asyncio.Task[None] | None = None
+        # Who started it may die before the next call: then nobody else knows of this process.
+        self._orphaned = threading.Timer(START_TIMEOUT_S, os._exit, (0,))
+        self._orphaned.daemon = True
+        self._orphaned.start()
 
     async def start_up(self) -> int:
         """Begin to work; safe to repeat. Returns the process id."""
+        self._orphaned.cancel()
         if self._attached is None:
             self._attached = asyncio.ensure_future(self._stay_attached())
         return os.getpid()
@@ -171,8 +181,7 @@ class RayWorker(Worker):
         while True:
             try:
                 await self._peers.router().attach(self.id, self._edge.table.version)
-                await asyncio.sleep(GONE_AFTER_S)  # the board closes: whoever closes it ends this process
-                break
+                break  # dismissed
             except PeerGoneError as gone:
                 now = time.monotonic()
                 alone_since = alone_since if alone_since is not None else now

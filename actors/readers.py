@@ -108,7 +108,7 @@ class ShardReaders:
         limit = min(limit, MAX_READ)
         index = self.core.index
         while True:
-            gap = 0 < after < index.base - 1
+            gap = after > 0 and index.evicted_after(after, type_name)
             seqs = None if workflow is None else self._seqs_of(workflow)
             found = list(islice(index.read(after, type_name=type_name, seqs=seqs), limit))
             if found:

@@ -43,6 +43,12 @@ class RouterSettings:
     """Most attempts of one agent that one worker may hold."""
     max_shared_workers: int = 1
     drain_timeout_s: float = 30.0
+    slow_start_s: float = 5.0
+    """A worker that takes longer than this to start is shown as trouble in `pools`."""
+    max_backoff_s: float = 30.0
+    """Longest pause after workers of a pool that failed to start, or to load the board's agents."""
+    check_wait_s: float = 10.0
+    """How long a deploy waits for a worker to try its agents on."""
 
 
 @dataclass(slots=True)
@@ -57,6 +63,8 @@ class WorkerEntry:
     """Of the table it has."""
     load: wire.WorkerLoad | None = None
     watcher: asyncio.Task[None] | None = None
+    dismissed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it is lost or retired: its `attach` call ends, and with that its process."""
 
 
 @dataclass(slots=True)
@@ -68,6 +76,9 @@ class Pool:
     busy_at: float = 0.0
     starting: set[str] = field(default_factory=set)
     error: str = ""
+    failures: int = 0
+    """Workers in a row that did not come to work."""
+    retry_at: float = 0.0
 
 
 class Router:
@@ -114,24 +125,29 @@ class Router:
         self._deploying = asyncio.Lock()
         self._started_at = monotonic()
         self._closed = False
-        self._closing = asyncio.Event()
 
-    def start(self) -> None:
-        """Begin to work; call once, on the loop that serves the router."""
+    def start(self, *, first: bool = True) -> None:
+        """Begin to work; call once, on the loop that serves the router.
+
+        Args:
+            first: No router of this board was there before. Then a worker starts at once: it takes as long
+                as all the rest, and the first deploy tries its agents on it.
+        """
+        if first:
+            shared = wire.PoolInfo(SHARED, 1, self._settings.max_shared_workers)
+            self._pools[SHARED] = Pool(shared, busy_at=self._monotonic())
+            self._start_one(SHARED, self._pools[SHARED])
         self._spawn(self._recover())
         self._spawn(self._decide_forever())
 
     async def close(self) -> None:
         """End all workers and stop."""
         self._closed = True
-        self._closing.set()
-        for entry in list(self._workers.values()):
-            if entry.watcher is not None:
-                entry.watcher.cancel()
-            with contextlib.suppress(Exception):  # it may be dead already
-                await self._spawner.stop(entry.id)
         for task in list(self._tasks):
             task.cancel()
+        workers = {*self._workers, *(worker for pool in self._pools.values() for worker in pool.starting)}
+        # Some may be dead already.
+        await asyncio.gather(*(self._spawner.stop(worker) for worker in workers), return_exceptions=True)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)
@@ -155,6 +171,7 @@ class Router:
             new = {(p := wire.decode_package(blob)).info.name: (p, blob) for blob in packages}
             changed = {name: entry for name, entry in new.items() if self._differs(name, entry[0], replace)}
             if changed:
+                await self._try_on_a_worker({name: blob for name, (_, blob) in changed.items()})
                 for name, (package, blob) in changed.items():
                     self._packages[name], self._blobs[name] = package, blob
                 self._version += 1
@@ -176,6 +193,28 @@ class Router:
                 "Flock(replace_agents=True)."
             )
         return True
+
+    async def _try_on_a_worker(self, blobs: dict[str, bytes]) -> None:
+        """Have one worker load new agents before the board depends on them; nothing is tried without a worker."""
+        deadline = self._monotonic() + self._settings.check_wait_s
+        while True:
+            entry = next((e for e in self._workers.values() if e.state == "ready"), None)
+            if entry is not None:
+                try:
+                    return await entry.link.check(blobs)
+                except PeerGoneError:
+                    await asyncio.sleep(self._settings.decide_every_s)  # until its watcher has noticed
+            left = deadline - self._monotonic()
+            if left <= 0:
+                return
+            if entry is None:
+                await self._wait_for_change(left)
+
+    async def _wait_for_change(self, wait_s: float) -> None:
+        """Wait until workers or agents change, or the time is over."""
+        if self._change is None:
+            self._change = asyncio.get_running_loop().create_future()
+        await asyncio.wait([self._change], timeout=wait_s)
 
     async def _install_everywhere(self) -> None:
         table = wire.encode(self._table())
@@ -223,9 +262,7 @@ class Router:
         await self._recovered.wait()
         await self._take_report(report)
         if self._granted.get(report.shard) == self._grants_version:
-            if self._change is None:
-                self._change = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._change], timeout=self._settings.renew_every_s)
+            await self._wait_for_change(self._settings.renew_every_s)
         self._granted[report.shard] = self._grants_version
         self._batch_number += 1
         batch = wire.GrantBatch(self._batch_number, self._settings.permit_ttl_s, self._grants(), tuple(self._lost))
@@ -269,24 +306,30 @@ class Router:
     # -- workers -------------------------------------------------------------------------------
 
     async def attach(self, worker: str, version: int) -> None:
-        """Register a worker; ends when the board closes, fails when this router dies."""
-        if worker not in self._workers and worker not in self._lost:
+        """Register a worker; ends when the worker has to end, fails when this router dies."""
+        if worker in self._lost:
+            return  # declared dead while it was stopped or cut off: what it had is done elsewhere
+        entry = self._workers.get(worker)
+        if entry is None:
             entry = WorkerEntry(worker, self._peers.worker(worker), version=version)
             self._workers[worker] = entry
             await self._recovered.wait()
             await self._make_ready(entry)
-        await self._closing.wait()
+        await entry.dismissed.wait()
 
     async def _make_ready(self, entry: WorkerEntry) -> None:
+        pool = self._pools.get(pool_of(entry.id))
         try:
             while entry.version < self._version:
                 await self._install_at(entry)
-        except PeerGoneError:
+        except Exception as error:  # it died, or can't load an agent
+            if pool is not None:
+                self._note_failure(pool, error)
             self._forget(entry.id)
             return
-        pool = self._pools.get(pool_of(entry.id))
         if pool is not None:
             pool.starting.discard(entry.id)
+            pool.failures, pool.error = 0, ""
         entry.state = "ready"
         entry.watcher = self._spawn(self._watch(entry))
         self._regrant()
@@ -312,8 +355,8 @@ class Router:
         pool = self._pools.get(pool_of(worker))
         if pool is not None:
             pool.starting.discard(worker)
-        if entry is not None and entry.watcher is not None and entry.state != "draining":
-            entry.state = "lost"
+        if entry is not None:
+            entry.dismissed.set()
         self._lost[worker] = self._monotonic()
         while len(self._lost) > 1000:
             del self._lost[next(iter(self._lost))]
@@ -354,7 +397,8 @@ class Router:
         now = self._monotonic()
         views = (self._view(name, pool, now) for name, pool in self._pools.items())
         growing = any(view.ready and view.workers < view.max for view in views)
-        return UP_AFTER_S if growing else self._settings.renew_every_s
+        retries = [pool.retry_at - now for pool in self._pools.values() if pool.retry_at > now]
+        return min([UP_AFTER_S if growing else self._settings.renew_every_s, *retries])
 
     def _scale(self, name: str, pool: Pool) -> None:
         now = self._monotonic()
@@ -362,7 +406,7 @@ class Router:
         if view.ready or view.running:
             pool.busy_at = now
         have, target = view.workers, target_workers(view)
-        if target > have:
+        if target > have and now >= pool.retry_at:
             pool.changed_at = now
             for _ in range(target - have):
                 self._start_one(name, pool)
@@ -400,15 +444,23 @@ class Router:
 
     async def _start_worker(self, worker: str, pool: Pool) -> None:
         info = pool.info
+        asked = {"num_cpus": info.num_cpus, "num_gpus": info.num_gpus, "resources": dict(info.resources)}
         try:
-            await self._spawner.start(
-                worker, num_cpus=info.num_cpus, num_gpus=info.num_gpus, resources=dict(info.resources)
-            )
+            starting = self._spawn(self._spawner.start(worker, **asked))
+            done, _ = await asyncio.wait([starting], timeout=self._settings.slow_start_s)
+            if not done:
+                pool.error = f"no room (yet) for a worker that asks for {asked}: it has not started so far"
+            await starting
         except Exception as error:  # whatever the cluster says: shown in `pools`, tried again later
-            pool.error = f"{type(error).__name__}: {error}"
-            await asyncio.sleep(1.0)
+            self._note_failure(pool, error)
             pool.starting.discard(worker)
             self._wake.set()
+
+    def _note_failure(self, pool: Pool, error: Exception) -> None:
+        """Show why a worker did not come to work, and wait before the next one."""
+        pool.failures += 1
+        pool.error = f"{type(error).__name__}: {error}"
+        pool.retry_at = self._monotonic() + min(self._settings.max_backoff_s, 0.5 * 2**pool.failures)
 
     # -- recovery and questions ----------------------------------------------------------------
 
@@ -452,9 +504,7 @@ class Router:
             pool = self._pools[name]
             if not pool.starting:
                 self._start_one(name, pool)
-            if self._change is None:
-                self._change = asyncio.get_running_loop().create_future()
-            await asyncio.wait([self._change], timeout=self._settings.renew_every_s)
+            await self._wait_for_change(self._settings.renew_every_s)
 
     def _start_one(self, name: str, pool: Pool) -> None:
         worker = f"{name}:{uuid4().hex[:12]}"

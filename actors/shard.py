@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from flock_ray.core import wire
 from flock_ray.core.shard import ShardCore
 from flock_ray.errors import StoreUnavailableError
 from flock_ray.ports import Clock, Journal, PeerGoneError, Peers
+
+logger = logging.getLogger(__name__)
 
 MAX_TASKS_PER_MESSAGE = 512
 """A larger hand-out goes in several messages, so that a worker starts on the first while the next travels."""
@@ -171,13 +174,26 @@ class Shard(ShardReaders):
             due = core.next_timer_us()
             if due is not None and due <= now_us:
                 core.tick(now_us)
-            answers = [(future, self._apply(kind, subject, now_us)) for kind, subject, future in box]
+            answers = [(future, self._answer(kind, subject, now_us)) for kind, subject, future in box]
             core.settle_local_forwards(now_us)
             await self._append()
             for future, answer in answers:
-                if not future.done():
+                if future.done():
+                    continue
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
                     future.set_result(answer)
             self._after_append(now_us)
+
+    def _answer(self, kind: str, subject: Any, now_us: int) -> Any:
+        """Apply a command; one that can't even be read must not stop the others."""
+        try:
+            return self._apply(kind, subject, now_us)
+        except Exception as error:
+            logger.exception("shard %d: %s failed", self.index, kind)
+            self.core.events.note(now_us, "command.failed", detail=f"{kind}: {type(error).__name__}: {error}")
+            return error
 
     async def _append(self) -> None:
         """Append what was accepted; while the store is down nothing is answered and nothing is sent."""
@@ -270,7 +286,9 @@ class Shard(ShardReaders):
     async def _hand_over(self, worker: str, batch: wire.RunBatch) -> None:
         try:
             taken = await self._peers.worker(worker).run(wire.encode(batch))
-        except PeerGoneError:
+        except Exception as error:
+            if not isinstance(error, PeerGoneError):
+                logger.exception("shard %d: worker %s refused tasks", self.index, worker)
             await self._enqueue("lost", worker, 0)
             return
         if not taken:

@@ -266,7 +266,7 @@ class ThreadLane(Lane[Worker]):
         return bool(self.queue) and len(self.running) < self.limit
 
     def grow(self, now: float) -> None:
-        """Add threads if all are stuck in long runs while others wait."""
+        """Add threads if all are in long runs, or have ended, while others wait."""
         if not self.may_grow():
             return
         busy = list(self.running)
@@ -292,13 +292,10 @@ class ThreadLane(Lane[Worker]):
                 continue
             self.workers.discard(worker)
             late[run] = worker
-        if late and self.queue:
-            self.wake()
         return late
 
     def _hire(self, wanted: int) -> None:
         """Put up to so many more threads to work: idle ones first, then new ones."""
-        wanted = min(wanted, self.limit - len(self.running))
         idle = min(wanted, len(self.workers) - len(self.running))
         for _ in range(idle - self._wake.qsize()):
             self._wake.put(None)
@@ -306,12 +303,6 @@ class ThreadLane(Lane[Worker]):
             worker = Worker()
             self.workers.add(worker)
             self._starter.start(partial(self._work, worker), f"flock-{self.name}")
-
-    def _on_exit(self, worker: Worker) -> None:
-        """A thread ended; it may have taken a wake-up with it."""
-        self.workers.discard(worker)
-        if self.queue:
-            self._hire(1)
 
     def _work(self, worker: Worker) -> None:
         """Be a thread of this lane until replaced, surplus or idle for long."""
@@ -329,7 +320,8 @@ class ThreadLane(Lane[Worker]):
                 continue
             now = self._run(worker, run, now)
             del run  # nothing of the last activation is kept while this thread is idle
-        self._outbox.post(partial(self._on_exit, worker))
+        # It may have taken a wake-up with it: `grow` sees that.
+        self._outbox.post(partial(self.workers.discard, worker))
 
     def _run(self, worker: Worker, run: Run, now: float) -> float | None:
         """Run one activation; returns when it ended, None when the thread was replaced meanwhile."""

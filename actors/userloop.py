@@ -88,7 +88,6 @@ class UserLoop:
         self._poked: deque[LoopLane] = deque()
         self._posted = False
         self._stamp: float | None = None
-        self._closing = False
         self._loop = asyncio.new_event_loop()
         starter.start(self._serve, "flock-user-loop")
 
@@ -119,7 +118,6 @@ class UserLoop:
 
     def close(self) -> None:
         """Cancel everything and end; does not wait."""
-        self._closing = True
         self.call(self._shut_down)
 
     def _answer(self) -> None:
@@ -133,7 +131,7 @@ class UserLoop:
     def _pump(self, lane: LoopLane) -> None:
         """Start what the lane's limit lets start."""
         queue, running = lane.queue, lane.running
-        while queue and len(running) < lane.limit and not self._closing:
+        while queue and len(running) < lane.limit:
             try:
                 run = queue.popleft()
             except IndexError:  # the control loop took it back

@@ -18,6 +18,7 @@ from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.edge import DEFAULT_MAX_PAYLOAD_BYTES, Edge
 from flock_ray.engines.runner import AgentRunner
+from flock_ray.errors import ConfigurationError, safe_error_text
 from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, Peers
 
 MAX_COMPLETIONS_PER_MESSAGE = 1000
@@ -168,6 +169,25 @@ class Worker:
                 table, changed = await self._offload(self._load, version, agents)
                 self._switch(table, agents, changed)
         return self._edge.table.version
+
+    async def check(self, agents: dict[str, bytes]) -> None:
+        """Try to load agents without keeping them.
+
+        Raises:
+            ConfigurationError: One can't be loaded here; says which and why.
+        """
+        await self._offload(self._try_load, agents)
+
+    def _try_load(self, agents: dict[str, bytes]) -> None:
+        for name, blob in agents.items():
+            try:
+                self._codec.load(wire.decode_package(blob).definition)
+            except Exception as error:
+                kind, text = safe_error_text(error)
+                raise ConfigurationError(
+                    f"Agent {name!r} can't be loaded on the workers: {kind}: {text}. Is everything it imports "
+                    "installed on the cluster, or in the job's working_dir?"
+                ) from None
 
     def _load(self, version: int, agents: dict[str, bytes]) -> tuple[MatchTable, set[str]]:
         changed = {name for name, blob in agents.items() if self._packages.get(name) != blob}

@@ -35,7 +35,7 @@ from bench.workload import (
 )
 
 MAX_BATCH = 300
-"""Keeps a call's argument under Ray's 100 KB limit for inline values: above it each goes through the object store,
+"""Keeps an argument under Ray's 100 KB limit for inline values: a larger one goes through the object store,
 which cost the raylet 12-14 us of CPU per item and a fifth of the rate at 100 items per call."""
 IN_FLIGHT = 2
 """Calls open from a shard for each agent."""

@@ -232,6 +232,7 @@ class Board:
         """
         deadline = None if timeout_s is None else self._monotonic() + timeout_s
         while True:
+            heads = [await self._call(link.stats()) for link in self._links.shards] if timers else []
             first = await self._round(workflow, deadline)
             if first is None:
                 return False
@@ -243,7 +244,7 @@ class Board:
                 return True
             if not sum(await asyncio.gather(*(self._call(s.timers()) for s in self._links.shards))):
                 return True
-            if not await self._any_event(deadline):
+            if not await self._any_event([head["events"] for head in heads], deadline):
                 return False
 
     async def _round(self, workflow: str | None, deadline: float | None) -> list[tuple[bool, int]] | None:
@@ -260,12 +261,11 @@ class Board:
     def _left(self, deadline: float | None) -> float:
         return self.long_call_s if deadline is None else max(0.0, min(self.long_call_s, deadline - self._monotonic()))
 
-    async def _any_event(self, deadline: float | None) -> bool:
-        """Wait until any shard has something new; False when the time is over."""
-        heads = [await self._call(link.stats()) for link in self._links.shards]
+    async def _any_event(self, heads: list[int], deadline: float | None) -> bool:
+        """Wait until any shard has an event behind these positions; False when the time is over."""
         while (left := self._left(deadline)) > 0:
             calls = [
-                asyncio.ensure_future(self._call(link.event_list(head["events"], [], None, 1, left)))
+                asyncio.ensure_future(self._call(link.event_list(head, [], None, 1, left)))
                 for link, head in zip(self._links.shards, heads, strict=True)
             ]
             done, pending = await asyncio.wait(calls, timeout=left, return_when=asyncio.FIRST_COMPLETED)

@@ -51,6 +51,8 @@ class FlockSettings(BaseSettings):
     """Shared worker processes; None: as many as the cluster has CPUs."""
     publish_timeout: timedelta = timedelta(seconds=30)
     """How long `publish` waits on a full board before it raises BackpressureError."""
+    heartbeat_deadline: timedelta = Field(default=timedelta(seconds=10), ge=timedelta(seconds=1))
+    """A worker that is stopped or cut off is declared dead after so long; a dead process is noticed at once."""
     replace_agents: bool = False
     """Whether agents that another driver deployed under the same name may be replaced."""
 

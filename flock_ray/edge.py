@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from flock_ray.core.ids import slot_of
 from flock_ray.core.matching import MatchTable
-from flock_ray.core.registry import TypeRegistry
+from flock_ray.core.registry import TypeRegistry, to_json
 from flock_ray.core.visibility import Visibility, encode_visibility
 from flock_ray.core.wire import Envelope, Posting
 from flock_ray.errors import PayloadTooLargeError
@@ -20,7 +20,7 @@ DEFAULT_MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
 class Edge:
     """Validates, serialises and matches with one version of the subscription table."""
 
-    __slots__ = ("_registry", "max_payload_bytes", "table")
+    __slots__ = ("_known", "_registry", "max_payload_bytes", "table")
 
     def __init__(
         self, table: MatchTable, registry: TypeRegistry, *, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
@@ -34,6 +34,8 @@ class Edge:
         """
         self.table = table
         self._registry = registry
+        self._known: dict[type[BaseModel], tuple[str, int]] = {}
+        """Name and version of the classes published so far."""
         self.max_payload_bytes = max_payload_bytes
 
     def post(
@@ -77,7 +79,10 @@ class Edge:
             PayloadTooLargeError: The JSON is larger than the limit.
         """
         cls = type(model)
-        payload = cls.__pydantic_serializer__.to_json(model)
+        known = self._known.get(cls)
+        if known is None:
+            known = self._known[cls] = (self._registry.name_for(cls), self._registry.version_for(cls))
+        payload = to_json(model)
         if len(payload) > self.max_payload_bytes:
             raise PayloadTooLargeError(
                 f"{cls.__name__}: the payload is {len(payload)} bytes, the limit {self.max_payload_bytes}. "
@@ -85,8 +90,8 @@ class Edge:
             )
         envelope = Envelope(
             id,
-            self._registry.name_for(cls),
-            self._registry.version_for(cls),
+            known[0],
+            known[1],
             payload,
             correlation_id,
             slot_of(partition_key if partition_key is not None else correlation_id),

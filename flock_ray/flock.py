@@ -335,15 +335,21 @@ class Flock:
         Returns:
             What the agent made of them.
         """
+        workflow = str(uuid.uuid4())
+        await self._run_directed(agent, inputs, workflow)
+        return await self._made_by(agent, workflow)
+
+    async def _run_directed(self, agent: AgentBuilder, inputs: Sequence[BaseModel], workflow: str) -> None:
         from flock_ray.direct import directed
 
         board = (await self._ready()).board
-        workflow = str(uuid.uuid4())
         publisher = self._publisher(board)
         postings = [publisher.posting(obj, correlation_id=workflow) for obj in inputs]
         await self._put(board, [directed(posting, agent.definition, self._registry) for posting in postings])
-        await self.run_until_idle()
-        made = await board.read(workflow=workflow)
+        await board.wait_idle(timeout_s=None, workflow=workflow)
+
+    async def _made_by(self, agent: AgentBuilder, workflow: str) -> list[Artifact]:
+        made = await (await self._ready_board()).read(workflow=workflow)
         return [Artifact.from_envelope(e) for e in made if e.produced_by == agent.name]
 
     direct_invoke = arun
@@ -353,11 +359,17 @@ class Flock:
         return asyncio.run(self.arun(agent, *inputs))
 
     async def _run_pipeline(self, stages: Sequence[tuple[AgentBuilder, tuple[Any, ...]]]) -> list[Artifact]:
-        made: list[Artifact] = []
-        for builder, inputs in stages:
-            objects = list(inputs) or [artifact.model() for artifact in made]
-            made = await self.arun(builder, *objects)
-        return made
+        """Publish the first stage's inputs and return what the last stage made of them.
+
+        The stages in between are matched on the board like everything else: nobody runs twice.
+        """
+        (first, inputs), *rest = stages
+        if not inputs:
+            raise ConfigurationError(f"Nothing to run: write {first.name}.run(input).then(...).execute().")
+        workflow = str(uuid.uuid4())
+        await self._run_directed(first, inputs, workflow)
+        last = rest[-1][0] if rest else first
+        return await self._made_by(last, workflow)
 
     # -- waiting -------------------------------------------------------------------------------
 

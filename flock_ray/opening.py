@@ -48,7 +48,10 @@ async def open_on_ray(settings: FlockSettings, ray_config: RayConfig, registry: 
         num_shards=settings.shards,
         detached=settings.detached,
         shard=ShardSettings(max_artifacts=per_shard, max_open=settings.max_open),
-        router=RouterSettings(max_shared_workers=settings.max_workers or cpus),
+        router=RouterSettings(
+            max_shared_workers=settings.max_workers or cpus,
+            heartbeat_deadline_s=settings.heartbeat_deadline.total_seconds(),
+        ),
         max_payload_bytes=settings.max_payload_bytes,
     )
     opened = await open_board(plan)

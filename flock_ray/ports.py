@@ -100,6 +100,10 @@ class WorkerLink(Protocol):
         """Stop activations; no completion will come for them."""
         ...
 
+    def check(self, agents: dict[str, bytes]) -> Awaitable[None]:
+        """Have agents' packages loaded once, to see whether they can be."""
+        ...
+
     def install(self, version: int, agents: dict[str, bytes]) -> Awaitable[int]:
         """Bring the agents' packages; the worker runs those of its pool."""
         ...

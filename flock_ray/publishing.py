@@ -80,7 +80,7 @@ class Publisher:
             correlation_id=correlation_id or str(uuid.uuid4()),
             produced_by=produced_by,
             created_us=now_us,
-            tags=tuple(sorted(set(tags))) if tags else (),
+            tags=_tags(tags),
             visibility=visibility,
             partition_key=partition_key,
             priority=priority,
@@ -100,3 +100,12 @@ class Publisher:
     def _load(self, name: str, payload: bytes, version: int) -> BaseModel:
         model: BaseModel = self._registry.validate(self._registry.get(name).name, version, payload)
         return model
+
+
+def _tags(tags: Iterable[str] | None) -> tuple[str, ...]:
+    if not tags:
+        return ()
+    found = {tags} if isinstance(tags, str) else set(tags)
+    if not all(isinstance(tag, str) for tag in found):
+        raise ConfigurationError(f"publish(tags={tags!r}): tags are strings, as in tags={{'urgent'}}.")
+    return tuple(sorted(found))

@@ -58,8 +58,8 @@ class BoardFacts:
         self.fields = [leaf for leaf in found if isinstance(leaf, AnyField)]
         self.customs = [leaf for leaf in found if isinstance(leaf, Custom)]
         self._counts: dict[CountQuery, int] = {}
-        self._true: set[int] = set()
-        self._seen: dict[int, dict[int, int]] = {}
+        self._true: set[Condition] = set()
+        self._seen: dict[Condition, dict[int, int]] = {}
         self._idle = False
         self.needs_timers = any(isinstance(leaf, NoPendingWork) for leaf in found)
         self._quiet = False
@@ -70,11 +70,11 @@ class BoardFacts:
         totals = [sum(column) for column in zip(*per_shard, strict=True)]
         self._counts = dict(zip(self.queries.values(), totals, strict=True))
         for leaf in self.fields:
-            if id(leaf) not in self._true and await self._look(leaf):
-                self._true.add(id(leaf))
+            if leaf not in self._true and await self._look(leaf):
+                self._true.add(leaf)
         for custom in self.customs:
             found = bool(await custom.target.evaluate(self._flock))
-            (self._true.add if found else self._true.discard)(id(custom))
+            (self._true.add if found else self._true.discard)(custom)
         if self.needs_idle:
             self._idle = await self._board.wait_idle(timeout_s=0)
         if self.needs_timers:
@@ -102,7 +102,7 @@ class BoardFacts:
             if self.queries:
                 calls.append(asyncio.ensure_future(link.counts(self._blob(), known[shard], wait_s)))
             for leaf in self.fields:
-                after = self._seen.get(id(leaf), {}).get(shard, 0)
+                after = self._seen.get(leaf, {}).get(shard, 0)
                 calls.append(asyncio.ensure_future(link.read(after, leaf.type_name, leaf.correlation_id, 1, wait_s)))
             if self.customs or (self.needs_idle and not until_idle):
                 head = (await link.stats())["events"]
@@ -116,7 +116,7 @@ class BoardFacts:
 
     async def _look(self, leaf: AnyField) -> bool:
         """Test the artifacts of a field's type that were not tested yet."""
-        seen = self._seen.setdefault(id(leaf), {})
+        seen = self._seen.setdefault(leaf, {})
         for shard in range(self._board.num_shards):
             while True:
                 blob, position, _ = await self._board.shard(shard).read(
@@ -146,7 +146,7 @@ class BoardFacts:
             return self._quiet
         if isinstance(leaf, WorkflowErrors):
             return self._counts[self.queries[leaf]] > 0
-        return id(leaf) in self._true
+        return leaf in self._true
 
 
 def _query(leaf: Condition) -> CountQuery | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from examples.review.types import TreeReport
+from examples.review.types import RankedFile, TreeReport
 
 COMPLEX_ENOUGH_TO_NAME = 15
 DOCUMENTED_ENOUGH = 0.95
@@ -31,18 +31,23 @@ def duplicated_share(report: TreeReport) -> float:
     return report.totals.duplicated_lines / max(1, report.totals.analysed_lines)
 
 
-def give_advice(report: TreeReport) -> list[str]:
-    """List what to do next, most urgent first; every item names a place to begin."""
-    return list(_advice(report)) or [
+def give_advice(report: TreeReport, ranked: Sequence[RankedFile]) -> list[str]:
+    """List what to do next, most urgent first; every item names a place to begin.
+
+    Args:
+        report: All but its headline and advice.
+        ranked: All files with anything to say about them; those in the report are cut.
+    """
+    return list(_advice(report, ranked)) or [
         "Nothing stands out by these rules. They see patterns, not design: have it read by a person too."
     ]
 
 
-def _advice(report: TreeReport) -> Iterator[str]:
+def _advice(report: TreeReport, ranked: Sequence[RankedFile]) -> Iterator[str]:
     yield from _on_broken_files(report)
     yield from _on_risks(report)
     yield from _on_structure(report)
-    yield from _on_docs(report)
+    yield from _on_docs(report, ranked)
     if report.totals.acknowledged:
         yield (
             f"{plural(report.totals.acknowledged, 'finding')} waved through by a `noqa` or `nosec` comment: "
@@ -83,13 +88,14 @@ def _on_structure(report: TreeReport) -> Iterator[str]:
         )
 
 
-def _on_docs(report: TreeReport) -> Iterator[str]:
+def _on_docs(report: TreeReport, ranked: Sequence[RankedFile]) -> Iterator[str]:
     if report.totals.documented_share >= DOCUMENTED_ENOUGH:
         return
-    bare = [ranked for ranked in report.worst if ranked.missing_docs]
-    barest = max(bare, key=lambda ranked: ranked.missing_docs, default=None)
-    where = f"; begin with the {barest.missing_docs} in {barest.path}" if barest else ""
-    yield f"{plural(report.totals.undocumented, 'public name')} without a docstring{where}."
+    barest = max(ranked, key=lambda it: it.missing_docs)
+    yield (
+        f"{plural(report.totals.undocumented, 'public name')} without a docstring; "
+        f"begin with the {barest.missing_docs} in {barest.path}."
+    )
 
 
 def _severities(report: TreeReport) -> list[tuple[str, int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -23,8 +23,7 @@ from examples.review.progress import View, choose_view
 from examples.review.report import text_report, timing_line, write_reports
 from examples.review.tree import DEFAULT_GLOBS, Listing, encode_path, list_tree
 from examples.review.types import RULE_BASED, ReviewRequest, TreeReport
-from flock_ray import Flock, Until
-from flock_ray.errors import FlockError
+from flock_ray import Flock, FlockError, Gap, Until
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -33,6 +32,8 @@ EXIT_INTERRUPTED = 130
 REPOSITORY = Path(__file__).resolve().parents[2]
 ERROR_GRACE_S = 5.0
 """How long to go on after an agent failed and nothing new comes."""
+PARTIAL_SUMMARY_S = 10.0
+"""How long a summary of what there is may take."""
 CATCH_UP_S = 5.0
 """How long the progress may lag behind a finished review."""
 PLAIN_WIDTH = 110
@@ -98,14 +99,13 @@ async def _review(options: argparse.Namespace, listing: Listing, console: Consol
         console.print(Text(f"Summary: {RULE_BASED}. Starting the flock...", style="dim"))
     tracker = Tracker(total)
     started_at, begin = datetime.now(UTC), time.monotonic()
-    # The breaker against agents that feed each other for ever counts runs: here the number is known.
-    flock = Flock(shards=options.shards, max_agent_iterations=max(1000, 10 * total))
+    flock = Flock(shards=options.shards)
     try:
         with choose_view(console, total=total, quiet=options.quiet) as view:
             run = _Run(flock, listing, tracker, view, timedelta(seconds=options.timeout))
             report = await run.to_the_end()
     finally:
-        await flock.shutdown()
+        await flock.shutdown(flush_batches=False)
     latencies = tracker.latencies_s()
     facts = RunFacts(
         root=encode_path(str(listing.root)),
@@ -138,51 +138,60 @@ class _Run:
     async def to_the_end(self) -> TreeReport | None:
         """Publish the requests and wait for the report; None if it never came."""
         build(self.flock, file_count=len(self.listing.paths), timeout=self.timeout)
-        requests = [
-            ReviewRequest(root=os.fspath(self.listing.root), globs=list(DEFAULT_GLOBS), paths=list(paths))
-            for paths in self.listing.slices(FILES_PER_REQUEST)
-        ]
-        await self.flock.publish(requests[0], correlation_id=self.workflow)
+        await self.flock.start()
         self.working_since = self._news_at = time.monotonic()
         watching = asyncio.create_task(self._watch())
         try:
-            for request in requests[1:]:
+            for paths in self.listing.slices(FILES_PER_REQUEST):
+                request = ReviewRequest(
+                    root=os.fspath(self.listing.root), globs=list(DEFAULT_GLOBS), paths=list(paths)
+                )
                 await self.flock.publish(request, correlation_id=self.workflow)
-            await self._wait(watching)
+            if not await self._wait(watching):
+                await self._sum_up_what_there_is()
             self.working_until = time.monotonic()
-            await asyncio.wait({watching}, timeout=CATCH_UP_S if not self.tracker.errors else 0)
+            await asyncio.wait({watching}, timeout=CATCH_UP_S)
         finally:
-            watching.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
+            await _stop(watching)
         reports = await self.flock.store.get_by_type(TreeReport, correlation_id=self.workflow)
         return reports[-1] if reports else None
 
     async def _watch(self) -> None:
         """Follow the workflow from its first artifact to the tree report."""
         async for artifact in self.flock.stream(self.workflow):
+            if isinstance(artifact, Gap):
+                continue
             self.tracker.observe(artifact)
             self._news_at = time.monotonic()
             self.view.update(self.tracker)
             if self.tracker.is_complete:
                 return
 
-    async def _wait(self, watching: asyncio.Task[None]) -> None:
-        """Wait for the report, or until agents failed and nothing more comes."""
+    async def _wait(self, watching: asyncio.Task[None]) -> bool:
+        """Wait for the report; False when the time is up, or agents failed and nothing more comes."""
         done = Until.exists(TreeReport, correlation_id=self.workflow)
-        ending = asyncio.ensure_future(self.flock.run_until(done, timeout=self.timeout))
+        ending = asyncio.create_task(self.flock.run_until(done, timeout=self.timeout))
         try:
             while not ending.done():
                 await asyncio.wait({ending}, timeout=0.2)
                 if watching.done():
                     watching.result()
                 if self.tracker.errors and time.monotonic() - self._news_at > ERROR_GRACE_S:
-                    return
-            ending.result()
+                    return False
+            return ending.result()
         finally:
-            ending.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ending
+            await _stop(ending)
+
+    async def _sum_up_what_there_is(self) -> None:
+        """Run the summariser on the reviews that came, without the ones that never will."""
+        if await self.flock.flush_batches():
+            done = Until.exists(TreeReport, correlation_id=self.workflow)
+            await self.flock.run_until(done, timeout=timedelta(seconds=PARTIAL_SUMMARY_S))
+
+
+async def _stop(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _finish(options: argparse.Namespace, result: Result, console: Console) -> int:

@@ -168,18 +168,22 @@ def _sql(node: ast.Call) -> Iterator[_Hit]:
 def _assembled(node: ast.expr) -> tuple[str, list[ast.expr]]:
     """Return the text that an expression starts with and the values put into it."""
     if isinstance(node, ast.JoinedStr):
-        values = [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
-        return _literal(node.values[0] if node.values else None), values
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod | ast.Add):
-        values = []
-        start: ast.expr = node
-        while isinstance(start, ast.BinOp):
-            values.append(start.right)
-            start = start.left
-        return _literal(start), [value for value in values if not isinstance(value, ast.Constant)]
+        first = node.values[0] if node.values else None
+        return _literal(first), [part.value for part in node.values if isinstance(part, ast.FormattedValue)]
+    if isinstance(node, ast.BinOp):
+        return _chained(node)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format":
         return _literal(node.func.value), [*node.args, *(keyword.value for keyword in node.keywords)]
     return "", []
+
+
+def _chained(node: ast.expr) -> tuple[str, list[ast.expr]]:
+    """Take `"text" + a + b` or `"text" % a` apart."""
+    values: list[ast.expr] = []
+    while isinstance(node, ast.BinOp):
+        values.append(node.right)
+        node = node.left
+    return _literal(node), [value for value in values if not isinstance(value, ast.Constant)]
 
 
 def _literal(node: ast.expr | None) -> str:

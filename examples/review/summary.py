@@ -60,14 +60,14 @@ def summarise(reviews: list[FileReview]) -> TreeReport:
     findings = sorted(_located(reviews), key=lambda it: (SEVERITIES.index(it.severity), it.path, it.line))
     hotspots = _hotspots(reviews)
     totals = _totals(reviews, findings, sum(copied.values()))
-    worst = _rank(reviews, copied)
+    ranked = _rank(reviews, copied)
     not_analysed = _not_analysed(reviews)
     report = TreeReport(
         headline="",
         advice=[],
         totals=totals,
         languages=_languages(reviews),
-        worst=worst[:MAX_RANKED],
+        worst=ranked[:MAX_RANKED],
         hotspots=hotspots[:MAX_RANKED],
         rules=_rules(findings),
         findings=findings[:MAX_FINDINGS],
@@ -77,7 +77,7 @@ def summarise(reviews: list[FileReview]) -> TreeReport:
         not_analysed=not_analysed[:MAX_NOT_ANALYSED],
         not_analysed_count=len(not_analysed),
     )
-    return report.model_copy(update={"headline": headline(report), "advice": give_advice(report)})
+    return report.model_copy(update={"headline": headline(report), "advice": give_advice(report, ranked)})
 
 
 def _located(reviews: Iterable[FileReview]) -> list[LocatedFinding]:

@@ -138,7 +138,7 @@ def _nobody_publishes(
     flow: Flow, definition: AgentDefinition, subscription: Subscription, type_name: str
 ) -> Finding:
     own = any(flow.name_of(output.type) == type_name for output in outputs_of(definition))
-    if own and definition.prevent_self_trigger and not subscription.from_agents:
+    if own and not subscription.from_agents:
         reason = "nobody but itself publishes, and it does not trigger itself"
         fix = f"declare another agent that publishes {type_name}, or .prevent_self_trigger(False)"
     elif subscription.from_agents:

@@ -6,8 +6,10 @@ to the user's own workers and nowhere else. Shards only ever see `wire.Subscript
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -123,10 +125,15 @@ class AgentDefinition:
 
     def effective_concurrency(self) -> int:
         """Activations at once per replica."""
-        import inspect
-
         if self.max_concurrency is not None:
             return self.max_concurrency
-        if self.function is not None and not inspect.iscoroutinefunction(self.function):
+        if self.function is not None and not _is_async(self.function):
             return 1
         return 16
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    while isinstance(function, partial):
+        function = function.func
+    call = function if inspect.isroutine(function) else type(function).__call__
+    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)

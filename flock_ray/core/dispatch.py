@@ -123,9 +123,10 @@ class Dispatcher:
             holding = old.get(grant.agent, {}).get(grant.worker)
             if holding is None:
                 holding = Holding()
-                held = self.leases.get(grant.worker)
-                if held:
-                    holding.used = sum(1 for a in held.values() if a.agent == grant.agent)
+                for activation in self.leases.get(grant.worker, {}).values():
+                    if activation.agent == grant.agent:
+                        activation.holding = holding
+                        holding.used += 1
             holding.credit, holding.concurrency = grant.credit, grant.concurrency
             self._agents.setdefault(grant.agent, {})[grant.worker] = holding
         self._hot.update(agent for agent, queue in self.ready.items() if queue.count)
@@ -187,6 +188,7 @@ class Dispatcher:
                 self._solo.add(worker)
             activation.attempt += 1
             activation.worker = worker
+            activation.holding = holding
             leases[activation.id] = activation
             holding.used += 1
             share -= 1
@@ -222,9 +224,7 @@ class Dispatcher:
             return
         if activation.crashes >= SOLO_AFTER_CRASHES:
             self._solo.discard(worker)
-        holding = self._agents.get(activation.agent, {}).get(worker)
-        if holding is not None:
-            holding.used -= 1
+        activation.holding.used -= 1
         queue = self.ready.get(activation.agent)
         if queue is not None and queue.count:
             self._hot.add(activation.agent)

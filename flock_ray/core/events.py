@@ -52,10 +52,12 @@ class EventLog:
         if len(self._entries) > 2 * self._limit:
             self._trim()
 
-    def completed(self, at_us: int, agent: str, completion: Completion) -> None:
+    def completed(self, at_us: int, agent: str, correlation_id: str, completion: Completion) -> None:
         """Note that an activation ended."""
         kind = "activation.completed" if completion.error is None else "activation.failed"
-        self._entries.append((at_us, kind, completion, agent))
+        self._entries.append((at_us, kind, completion, (agent, correlation_id)))
+        if len(self._entries) > 2 * self._limit:
+            self._trim()
 
     def note(
         self,
@@ -97,22 +99,22 @@ class EventLog:
             out.append(Event(self.base - 1, 0, "gap", detail=f"{missed} events were dropped before they were read"))
         position = max(after + 1, self.base)
         while position <= self.head and len(out) < limit:
-            at_us, kind, subject, agent = self._entries[position - self.base]
+            at_us, kind, subject, origin = self._entries[position - self.base]
             if not kinds or kind in kinds or kind.partition(".")[0] in kinds:
-                event = _event(position, at_us, kind, subject, agent)
+                event = _event(position, at_us, kind, subject, origin)
                 if correlation_id is None or event.correlation_id == correlation_id:
                     out.append(event)
             position += 1
         return out, position - 1
 
 
-def _event(seq: int, at_us: int, kind: str, subject: Any, agent: Any) -> Event:
+def _event(seq: int, at_us: int, kind: str, subject: Any, origin: Any) -> Event:
     if isinstance(subject, Envelope):
         return Event(seq, at_us, kind, subject.produced_by, subject.correlation_id, subject.activation_id or b"",
                      (subject.id,), subject.type)  # fmt: skip
     if isinstance(subject, Completion):
         detail = "" if subject.error is None else f"{subject.error.type}: {subject.error.message}"
         outputs = tuple(p.envelope.id for p in subject.outputs)
-        correlation = subject.outputs[0].envelope.correlation_id if subject.outputs else ""
+        agent, correlation = origin
         return Event(seq, at_us, kind, agent, correlation, subject.id, outputs, detail)
     return msgspec.structs.replace(subject, seq=seq)

@@ -90,7 +90,7 @@ def _close(slot: Slot, gate: Gate) -> Expiry:
 
 
 def _expire_by_count(slot: Slot, spec: SubscriptionSpec, arrival: int) -> list[Expiry]:
-    # A group may span `within_count` arrivals of its subscription, its first one included.
+    # A group takes what comes up to `within_count` arrivals of its subscription after its first one.
     # Gates of one subscription are kept in the order in which they opened, so only late ones are looked at.
     late: list[Gate] = []
     for gate in slot.gates.get(spec.id, {}).values():

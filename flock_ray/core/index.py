@@ -34,7 +34,7 @@ class CountQuery(msgspec.Struct, array_like=True, frozen=True):
 class BoardIndex:
     """Artifacts of one shard by id, by type and by position."""
 
-    __slots__ = ("_counters", "_dead", "_seq_of", "_type_live", "_types", "base", "feed")
+    __slots__ = ("_counters", "_dead", "_evicted", "_seq_of", "_type_live", "_types", "base", "feed")
 
     def __init__(self) -> None:
         """Start empty."""
@@ -46,6 +46,8 @@ class BoardIndex:
         self._type_live: dict[str, int] = {}
         self._counters: dict[str, dict[CountQuery, int]] = {}
         self._dead = 0
+        self._evicted: dict[str, int] = {}
+        """Type: position of the newest artifact that was evicted."""
 
     def __len__(self) -> int:
         """Artifacts held."""
@@ -100,6 +102,7 @@ class BoardIndex:
         if envelope is None:
             return
         self.feed[seq - self.base] = None
+        self._evicted[envelope.type] = max(seq, self._evicted.get(envelope.type, 0))
         del self._seq_of[envelope.id]
         self._type_live[envelope.type] -= 1
         for query in self._counters.get(envelope.type, ()):
@@ -108,6 +111,11 @@ class BoardIndex:
         self._dead += 1
         if self._dead * 2 > len(self.feed) and self._dead > 1024:
             self._compact()
+
+    def evicted_after(self, after: int, type_name: str | None) -> bool:
+        """Say whether an artifact (of a type) behind a position was evicted."""
+        newest = max(self._evicted.values(), default=0) if type_name is None else self._evicted.get(type_name, 0)
+        return newest > after
 
     def _compact(self) -> None:
         """Drop the evicted prefix; amortised O(1) per eviction because half of the feed must be dead."""

@@ -241,7 +241,21 @@ class MatchTable:
                 bad = isinstance(key, Refusal)
                 checks.append(Check("join key", not bad, "raised" if bad else repr(key), key.error if bad else None))  # type: ignore[union-attr]  # bad says which
             out[candidate.subscription.id] = checks
+        self._explain_exclusive(envelope, out)
         return out
+
+    def _explain_exclusive(self, envelope: Envelope, out: dict[str, list[Check]]) -> None:
+        candidates = [
+            (candidate, Match(candidate.subscription.id))
+            for candidate in self._types.get(envelope.type, _NOBODY).candidates
+            if candidate.subscription.delivery == "exclusive"
+            and all(check.passed for check in out[candidate.subscription.id])
+        ]
+        if candidates:
+            chosen = _choose(candidates, envelope.id).subscription
+            for candidate, _ in candidates:
+                name = candidate.subscription.id
+                out[name].append(Check("exclusive", name == chosen, f"goes to {chosen}"))
 
 
 def _rank(candidate: Candidate) -> int:

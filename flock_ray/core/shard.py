@@ -214,8 +214,10 @@ class ShardCore(ActivationDesk):
         """Cancel a workflow in the slots of this shard; returns how many of its activations were open."""
         cancelled = 0
         for index, slot in self.slots.items():
-            if workflow in slot.workflows and not slot.workflows[workflow].cancelled:
-                cancelled += sum(1 for a in slot.open.values() if a.correlation_id == workflow)
+            known = slot.workflows.get(workflow)
+            running = sum(1 for a in slot.open.values() if a.correlation_id == workflow)
+            if (known is not None and not known.cancelled) or running or slot.holds_inputs_of(workflow):
+                cancelled += running
                 record = Cancelled(now_us, index, workflow)
                 self.records.append(record)
                 self._on_cancelled(record)
@@ -242,7 +244,7 @@ class ShardCore(ActivationDesk):
             for posting in completion.outputs:
                 self._deliver_all(slot, posting, now_us)
         else:
-            self.events.completed(now_us, activation.agent, completion)
+            self.events.completed(now_us, activation.agent, activation.correlation_id, completion)
             for kind, detail in completion.notes:
                 self.events.note(now_us, kind, agent=activation.agent, correlation_id=activation.correlation_id,
                                  activation_id=activation.id, detail=detail)  # fmt: skip
@@ -304,11 +306,8 @@ class ShardCore(ActivationDesk):
 
     def _on_cancelled(self, record: Cancelled) -> None:
         slot, now_us = self.slots[record.slot], record.at_us
-        workflow = slot.workflows[record.workflow]
-        workflow.cancelled = True
-        workflow.updated_us = now_us
-        self.events.note(now_us, "workflow.cancelled", correlation_id=workflow.id)
-        for activation in [a for a in slot.open.values() if a.correlation_id == workflow.id]:
+        name = record.workflow
+        for activation in [a for a in slot.open.values() if a.correlation_id == name]:
             if activation.worker is not None:
                 self.cancels.append((activation.worker, activation.id))
             self.dispatch.release(activation)
@@ -317,9 +316,23 @@ class ShardCore(ActivationDesk):
             self._discharge(slot, activation, now_us)
         for keys in list(slot.gates.values()):
             for gate in list(keys.values()):
-                self._cancel_items(slot, gate, workflow.id, now_us)
-        for subscription, name in [key for key in slot.held if key[1] == workflow.id]:
-            workflow.waiting -= len(slot.held.pop((subscription, name)))
+                self._cancel_items(slot, gate, name, now_us)
+        workflow = slot.workflows.get(name)
+        if workflow is None:
+            return  # its own record is in another slot; here were only inputs that gates had borrowed
+        workflow.cancelled = True
+        workflow.updated_us = now_us
+        self.events.note(now_us, "workflow.cancelled", correlation_id=name)
+        for key in [key for key in slot.held if key[1] == name]:
+            workflow.waiting -= len(slot.held.pop(key))
+        for entry in [entry for entry in slot.delayed if self._correlation_of(entry[0]) == name]:
+            del slot.delayed[entry]
+            workflow.delayed -= 1
+        self._maybe_settled(workflow)
+
+    def _correlation_of(self, artifact_id: bytes) -> str | None:
+        envelope = self.index.get(artifact_id)
+        return None if envelope is None else envelope.correlation_id
 
     def _on_ticked(self, record: Ticked) -> None:
         slot, now_us = self.slots[record.slot], record.at_us
@@ -357,10 +370,8 @@ class ShardCore(ActivationDesk):
         if name == "WorkflowError":
             workflow.errors += 1
         self.events.published(now_us, envelope)
-        for refusal in posting.refusals:
-            self.events.note(now_us, "match.refused", agent=refusal.subscription.partition("/")[0],
-                             correlation_id=workflow.id, artifact_ids=(envelope.id,),
-                             detail=f"{refusal.subscription}: {refusal.condition}: {refusal.error}")  # fmt: skip
+        if posting.refusals:
+            self._note_refusals(posting, now_us)
         if posting.matches and not workflow.cancelled:
             for match in posting.matches:
                 self._deliver(slot, workflow, match, envelope, now_us)
@@ -369,11 +380,21 @@ class ShardCore(ActivationDesk):
         if not workflow.open:
             self._maybe_settled(workflow)
 
+    def _note_refusals(self, posting: Posting, now_us: int) -> None:
+        for refusal in posting.refusals:
+            self.events.note(now_us, "match.refused", agent=refusal.subscription.partition("/")[0],
+                             correlation_id=posting.envelope.correlation_id, artifact_ids=(posting.envelope.id,),
+                             detail=f"{refusal.subscription}: {refusal.condition}: {refusal.error}")  # fmt: skip
+
     def _deliver_all(self, slot: Slot, posting: Posting, now_us: int) -> None:
+        """Deliver an artifact that was accepted before it was matched."""
+        self._note_refusals(posting, now_us)
         workflow = slot.workflows.get(posting.envelope.correlation_id)
         if workflow is not None and not workflow.cancelled:
             for match in posting.matches:
                 self._deliver(slot, workflow, match, posting.envelope, now_us)
+            if posting.signals:
+                self._recheck_conditions(slot, workflow, posting, now_us)
 
     def _deliver(self, slot: Slot, workflow: Workflow, match: Match, envelope: Envelope, now_us: int) -> None:
         spec = self.subscriptions.get(match.subscription)
@@ -398,6 +419,8 @@ class ShardCore(ActivationDesk):
             return
         workflow = slot.workflows[envelope.correlation_id]
         workflow.delayed -= 1
+        self.events.note(now_us, "match.due", agent=subscription.partition("/")[0], correlation_id=workflow.id,
+                         artifact_ids=(artifact_id,), detail=subscription)  # fmt: skip
         if not workflow.cancelled:
             self._deliver(slot, workflow, match, envelope, now_us)
         self._maybe_settled(workflow)

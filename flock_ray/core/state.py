@@ -7,6 +7,7 @@ ready queues) lives in `core.dispatch`.
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import msgspec
 
@@ -112,6 +113,8 @@ class Activation(msgspec.Struct):
     after a recovery, fenced by the shard's epoch."""
     worker: str | None = None
     """Who holds the running attempt; None while it is ready."""
+    holding: Any = None
+    """The permit that the running attempt uses (`core.dispatch.Holding`)."""
 
 
 class Slot:
@@ -146,6 +149,11 @@ class Slot:
         """Return a gate; None when it holds nothing."""
         gates = self.gates.get(subscription)
         return None if gates is None else gates.get(key)
+
+    def holds_inputs_of(self, workflow: str) -> bool:
+        """Say whether a gate here holds an input of a workflow, of this slot or of another."""
+        gates = (gate for keys in self.gates.values() for gate in keys.values())
+        return any(item.envelope.correlation_id == workflow for gate in gates for item in gate.items())
 
     def drop_gate(self, gate: Gate) -> None:
         """Forget a gate that is closed, fired or empty."""

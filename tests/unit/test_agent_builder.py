@@ -565,6 +565,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "pool resources": (lambda b: b.pool(resources={"CPU": 1}), "num_cpus="),
     "pool idle": (lambda b: b.pool(idle_timeout=60), "timedelta"),
     "runs": (lambda b: b.runs(3), "a function"),
+    "runs without input": (lambda b: b.runs(lambda: None), "no parameter for its input"),
     "with_tools": (lambda b: b.with_tools([3]), "functions"),
     "with_tools one": (lambda b: b.with_tools(len), "list of functions"),
     "with_utilities": (lambda b: b.with_utilities(), "at least one"),

@@ -37,6 +37,9 @@ class Script:
         self.gates: dict[int, Future[None]] = {number: Future() for number in gated}
         self.run = run or self.wait
         self.started: list[int] = []
+        self.active = self.peak = 0
+        self.hold = threading.Event()
+        self.failures: list[str] = []
         self.cancelled: list[int] = []
 
     async def wait(self, task: wire.Task) -> None:
@@ -44,18 +47,24 @@ class Script:
             await asyncio.shield(asyncio.wrap_future(gate))
 
     def run_sync(self, task: wire.Task) -> wire.Completion:
+        assert self.hold.wait(PATIENCE_S)
         return wire.Completion(task.id, task.attempt, task.slot, notes=(("by", "sync"),))
 
     async def run_async(self, task: wire.Task) -> wire.Completion:
         self.started.append(number_of(task))
+        self.active += 1
+        self.peak = max(self.peak, self.active)
         try:
             await self.run(task)
         except asyncio.CancelledError:
             self.cancelled.append(number_of(task))
             raise
+        finally:
+            self.active -= 1
         return wire.Completion(task.id, task.attempt, task.slot)
 
     def failure(self, task: wire.Task, exc_type: str, message: str) -> wire.Completion:
+        self.failures.append(exc_type)
         return wire.Completion(task.id, task.attempt, task.slot, error=wire.ErrorInfo(exc_type, message))
 
 
@@ -135,6 +144,7 @@ async def test_only_so_many_run_at_once_and_the_next_starts_when_one_ends(bench:
     await bench.drained()
 
     assert (2, 3) == (load.running, load.queued)
+    assert runner.peak == 2
     assert [0, 1, 2, 3, 4] == runner.started
 
 
@@ -153,6 +163,24 @@ async def test_a_thousand_wait_at_the_same_time(bench: Bench) -> None:
 
     assert list(range(1000)) == sorted(await bench.drained())
     assert len(bench.batches) < 100
+
+
+async def test_short_activations_share_batches() -> None:
+    batches: list[list[tuple[int, wire.Completion]]] = []
+    executor = Executor(on_done=batches.append, flush_s=PATIENCE_S)
+    control = asyncio.get_running_loop()
+
+    async def run(_: wire.Task) -> None:
+        turned = threading.Event()
+        control.call_soon_threadsafe(turned.set)
+        assert turned.wait(PATIENCE_S)
+
+    executor.set_agent("a", Script(run=run), max_concurrency=2, timeout_s=None)
+    executor.submit(3, [task(number) for number in range(50)])
+    assert await executor.drain(PATIENCE_S)
+    executor.close()
+
+    assert [50] == [len(batch) for batch in batches]
 
 
 async def test_a_higher_limit_starts_what_waits(bench: Bench) -> None:
@@ -177,6 +205,7 @@ async def test_an_async_timeout_cancels_and_reports(bench: Bench) -> None:
     await bench.drained()
 
     assert [1] == runner.cancelled
+    assert ["AgentTimeoutError"] == runner.failures
     assert {1: "AgentTimeoutError"} == bench.errors
 
 
@@ -212,7 +241,7 @@ async def test_a_task_that_ignores_its_cancellation_is_abandoned_after_a_second(
     await until(lambda: [1] == runner.cancelled)
 
     bench.later(0.9)
-    assert [] == bench.completions
+    assert bench.executor.load().agents["a"].stuck_tasks == 0
     bench.later(0.2)
     await bench.drained()
     stuck = bench.executor.load().agents["a"].stuck_tasks
@@ -337,12 +366,27 @@ async def test_an_agent_that_becomes_sync_takes_its_queue_along(bench: Bench) ->
     bench.submit(2, 3)
 
     bench.executor.set_agent("a", successor, max_concurrency=1, timeout_s=None)
-    await until(lambda: len(bench.completions) == 2)
     runner.gates[1].set_result(None)
+    await until(lambda: bench.errors == {1: None})
+    successor.hold.set()
     await bench.drained()
 
-    assert [(("by", "sync"),), (("by", "sync"),), ()] == [each.notes for each in bench.completions]
+    assert [(), (("by", "sync"),), (("by", "sync"),)] == [each.notes for each in bench.completions]
     assert [1] == runner.started
+
+
+async def test_an_agent_that_becomes_async_takes_its_queue_along(bench: Bench) -> None:
+    runner, successor = Script(), Script()
+    runner.is_async = False
+    bench.agent(runner)
+    bench.submit(1, 2, 3)
+    await until(lambda: bench.executor.load().running == 1)
+
+    bench.agent(successor)
+    await until(lambda: bench.errors == {2: None, 3: None})
+    runner.hold.set()
+
+    assert [2, 3, 1] == await bench.drained()
 
 
 async def test_a_removed_agent_leaves_the_load_when_it_has_finished(bench: Bench) -> None:

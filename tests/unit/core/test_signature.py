@@ -136,6 +136,7 @@ def test_fitting_hints_are_accepted(consumed: Subscription, hint: Any) -> None:
         (MIXED, list[A], "list[A]", "list[A | B]"),
         (JOINED_BATCH, list[tuple[A, B]], "list[tuple[A, B]]", "list[tuple[list[A], B]]"),
         (JOINED_BATCH, list[tuple[list[A], B, C]], "C", "list[tuple[list[A], B]]"),
+        (JOINED_BATCH, list[tuple[list[A], ...]], "...", "list[tuple[list[A], B]]"),
         (JOINED_BATCH, list[A], "list[A]", "list[tuple[list[A], B]]"),
     ],
 )

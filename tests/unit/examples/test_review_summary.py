@@ -147,6 +147,14 @@ def test_advice_names_places_and_puts_urgent_things_first() -> None:
     ] == report.advice
 
 
+def test_the_barest_file_is_named_even_when_it_is_not_among_the_worst() -> None:
+    files = [review(f"{number}.py", DOC + "eval(x)\n") for number in range(MAX_RANKED)]
+
+    report = summarise([*files, review("bare.py", "def f(): ...\n")])
+
+    assert "2 public names without a docstring; begin with the 2 in bare.py." in report.advice
+
+
 def test_without_high_risks_the_medium_ones_come_up() -> None:
     report = summary(a__py=DOC + "import pickle; pickle.load(x)\n")
 

@@ -1,0 +1,291 @@
+"""What must hold after every run: read from the shards' state and from a replay of their records."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from flock_ray.core import gates
+from flock_ray.core.ids import activation_id, output_id
+from flock_ray.core.matching import MatchTable
+from flock_ray.core.records import Completed, Installed, Published, Record, decode_record, encode_record
+from flock_ray.core.shard import ShardCore
+from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
+from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
+from flock_ray.engines.posting import ERROR_POSITION
+
+
+class AuditCore(ShardCore):
+    """A core that is only replayed, and keeps account of everything that gates and activations did."""
+
+    def __init__(self, owned: Iterable[int]) -> None:
+        super().__init__(list(owned))
+        self.fed: Counter[tuple[str, bytes]] = Counter()
+        """(subscription, artifact): how often it went into a gate."""
+        self.fired: list[tuple[SubscriptionSpec, gates.Firing]] = []
+        self.expired: Counter[tuple[str, bytes]] = Counter()
+        self.started: Counter[bytes] = Counter()
+        self.ended: Counter[bytes] = Counter()
+        self.accepted: list[tuple[int, Posting]] = []
+        """(table version, posting)."""
+
+    def _feed(self, slot: Slot, spec: SubscriptionSpec, match: Match, item: Item, now_us: int) -> None:
+        self.fed[spec.id, item.envelope.id] += 1
+        super()._feed(slot, spec, match, item, now_us)
+
+    def _fire(self, slot: Slot, spec: SubscriptionSpec, firing: gates.Firing, now_us: int) -> None:
+        self.fired.append((spec, firing))
+        super()._fire(slot, spec, firing, now_us)
+
+    def _expire(self, slot: Slot, expiry: gates.Expiry, now_us: int) -> None:
+        self.expired.update((expiry.gate.spec.id, item.envelope.id) for item in expiry.items)
+        super()._expire(slot, expiry, now_us)
+
+    def _accept(self, slot: Slot, posting: Posting, now_us: int) -> None:
+        self.accepted.append((self.table.version, posting))
+        super()._accept(slot, posting, now_us)
+
+    def replay(self, record: Record) -> None:
+        before = {key for slot in self.slots.values() for key in slot.open} if isinstance(record, Completed) else set()
+        super().replay(record)
+        if isinstance(record, Completed):
+            assert record.completion.id in before, "a result was committed for an activation that was not open"
+            self.ended[record.completion.id] += 1
+
+
+def replayed(owned: Iterable[int], records: Iterable[Record]) -> AuditCore:
+    """Rebuild a core from its journal, through the bytes that a store would keep."""
+    core = AuditCore(owned)
+    for record in records:
+        data = encode_record(record)
+        again = decode_record(data)
+        assert again == record
+        core.replay(again)
+    return core
+
+
+def digest(core: ShardCore, slots: Iterable[int] | None = None) -> dict[int, Any]:
+    """Everything durable of each slot, as plain comparable values."""
+    return {index: _slot_digest(core, core.slots[index]) for index in (slots if slots is not None else core.slots)}
+
+
+def differences(one: Any, other: Any, path: str = "") -> list[str]:
+    """Say where two digests differ, shortly."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = list(one) + [key for key in other if key not in one]
+        return [line for key in keys for line in differences(one.get(key), other.get(key), f"{path}/{key}")]
+    return [] if one == other else [f"{path}: {str(one)[:600]} != {str(other)[:600]}"]
+
+
+def _slot_digest(core: ShardCore, slot: Slot) -> Any:
+    return {
+        "workflows": {name: _workflow_digest(core, workflow) for name, workflow in slot.workflows.items()},
+        "open": {key: _activation_digest(activation) for key, activation in slot.open.items()},
+        "gates": {(sub, key): _gate_digest(g) for sub, keys in slot.gates.items() for key, g in keys.items()},
+        "gate order": {sub: list(keys) for sub, keys in slot.gates.items()},
+        "arrivals": slot.arrivals,
+        "held": slot.held,
+        "delayed": slot.delayed,
+        "timers": sorted((due, kind, first, second) for due, _, kind, first, second in slot.timers),
+        "outbox": slot.outbox,
+        "out_seq": slot.out_seq,
+        "inbox": slot.inbox,
+        "artifacts": [e for e in core.index.feed if e is not None and e.slot == slot.index],
+    }
+
+
+def _workflow_digest(core: ShardCore, workflow: Workflow) -> Any:
+    fields = msgspec.structs.asdict(workflow)
+    fields["seqs"] = [core.index.at(seq) for seq in workflow.seqs]
+    return fields
+
+
+def _activation_digest(activation: Activation) -> Any:
+    return {k: v for k, v in msgspec.structs.asdict(activation).items() if k not in ("attempt", "worker")}
+
+
+def _gate_digest(gate: Gate) -> Any:
+    return (
+        gate.spec, gate.opened_us, gate.opened_at, gate.deadline_us, gate.round, gate.timer_us,
+        {name: list(queue) for name, queue in gate.held.items() if queue}, gate.batch,
+    )  # fmt: skip
+
+
+def check_quiet(cores: Sequence[ShardCore]) -> None:
+    """G6: nothing is held by anybody, and every counter says so."""
+    for core in cores:
+        assert (core.num_open, core.num_outbox, core.num_active, core.idle) == (0, 0, 0, True)
+        assert not any(core.dispatch.leases.values())
+        for agent, holdings in core.dispatch._agents.items():
+            assert {worker: h.used for worker, h in holdings.items() if h.used} == {}, agent
+        for slot in core.slots.values():
+            assert not slot.open
+            assert not slot.outbox
+            assert not slot.delayed
+    waiting: Counter[tuple[int, str]] = Counter()
+    for slot in (slot for core in cores for slot in core.slots.values()):
+        for gate in (gate for keys in slot.gates.values() for gate in keys.values()):
+            waiting.update((item.home, item.envelope.correlation_id) for item in gate.items())
+        for (_, workflow), held in slot.held.items():
+            waiting[slot.index, workflow] += len(held)
+    for slot in (slot for core in cores for slot in core.slots.values()):
+        for workflow in slot.workflows.values():
+            counters = (workflow.open, workflow.delayed, workflow.waiting)
+            assert counters == (0, 0, waiting.pop((slot.index, workflow.id), 0)), workflow
+    assert not +waiting
+
+
+def check_replay(core: ShardCore, records: Sequence[Record]) -> AuditCore:
+    """G5: the journal rebuilds what ran, also when it is kept slot by slot."""
+    again = replayed(core.slots, records)
+    expected = digest(core)
+    assert not differences(digest(again), expected)
+    by_slot: dict[int, list[Record]] = defaultdict(list)
+    for record in records:
+        by_slot[record.slot].append(record)
+    alone = replayed(core.slots, (record for index in sorted(by_slot) for record in by_slot[index]))
+    assert not differences(digest(alone), expected)
+    return again
+
+
+class Audit:
+    """Everything that all shards of a board did, checked against what they were allowed to do."""
+
+    def __init__(self, cores: Sequence[AuditCore], cancelled: set[str]) -> None:
+        self.cores = cores
+        self.cancelled = cancelled
+        self.board = {e.id: e for core in cores for e in core.index.feed if e is not None}
+        self.errors = {e.activation_id: e for e in self.board.values() if e.type == "WorkflowError"}
+        self.ended = sum((core.ended for core in cores), Counter[bytes]())
+
+    def check_artifacts(self, accepted: Iterable[bytes]) -> None:
+        """G1 and G4: accepted is on the board once; parents come before children."""
+        feeds = Counter(e.id for core in self.cores for e in core.index.feed if e is not None)
+        assert set(feeds.values()) <= {1}
+        assert set(accepted) <= set(feeds)
+        for core in self.cores:
+            seen: set[bytes] = set()
+            for envelope in core.index.feed:
+                assert envelope is not None
+                assert envelope.slot in core.slots
+                here = {parent for parent in envelope.parents if self.board[parent].slot in core.slots}
+                same = {p for p in here if self.board[p].slot == envelope.slot}
+                assert same <= seen, f"{envelope.type} came before its parents"
+                seen.add(envelope.id)
+
+    def check_effects(self) -> None:
+        """G2: at most one result per activation, and either outputs or an error."""
+        assert set(self.ended.values()) <= {1}
+        by_activation: dict[bytes, list[Envelope]] = defaultdict(list)
+        for envelope in self.board.values():
+            if envelope.activation_id is not None:
+                by_activation[envelope.activation_id].append(envelope)
+        for key, outputs in by_activation.items():
+            if key in self.errors:
+                assert [e.id for e in outputs] == [output_id(key, ERROR_POSITION)]
+            else:
+                assert {e.id for e in outputs} == {output_id(key, i) for i in range(len(outputs))}
+                assert key in self.ended
+
+    def check_matches(self, tables: dict[int, MatchTable]) -> None:
+        """Nothing was accepted under a table that another version of decided it."""
+        for core in self.cores:
+            for version, posting in core.accepted:
+                travelled = posting.envelope.activation_id is not None and posting.matches == ()
+                if version in tables and not travelled and not posting.not_before_us:
+                    wanted = {m.subscription for m in tables[version].match(posting.envelope, None).matches}
+                    assert {m.subscription for m in posting.matches} == wanted, posting.envelope
+
+    def check_singles(self) -> None:
+        """Every match of a subscription without a gate has exactly one result."""
+        for core in self.cores:
+            for _, posting in core.accepted:
+                envelope = posting.envelope
+                if envelope.correlation_id in self.cancelled:
+                    continue
+                for match in posting.matches:
+                    spec = core.subscriptions[match.subscription]
+                    if spec.kind != "single" or self._is_held(spec, envelope):
+                        continue
+                    key = activation_id(spec.agent, spec.id, (envelope.id,), 0)
+                    ends = self.ended[key] + (key in self.errors and not self.ended[key])
+                    stopped = spec.agent in envelope.via and not ends and self._loop_stopped(spec.agent)
+                    assert ends == 1 or stopped, f"{spec.id} has {ends} results for {envelope.type}"
+
+    def _loop_stopped(self, agent: str) -> bool:
+        return any(b'"LoopGuardError"' in e.payload and agent.encode() in e.payload for e in self.errors.values())
+
+    def _is_held(self, spec: SubscriptionSpec, envelope: Envelope) -> bool:
+        held = (slot.held.get((spec.id, envelope.correlation_id), ()) for c in self.cores for slot in c.slots.values())
+        return any(e.id == envelope.id for entries in held for e, _ in entries)
+
+    def check_gates(self) -> None:
+        """Every input of a gate has exactly one fate, and what fired was allowed to fire together."""
+        fed: Counter[tuple[str, bytes]] = Counter()
+        fates: Counter[tuple[str, bytes]] = Counter()
+        ids: Counter[bytes] = Counter()
+        for core in self.cores:
+            fed += core.fed
+            fates += core.expired
+            for spec, firing in core.fired:
+                inputs = [item.envelope for item in firing.items]
+                check_firing(spec, inputs, firing.groups)
+                fates.update((spec.id, e.id) for e in inputs)
+                ids[activation_id(spec.agent, spec.id, tuple(e.id for e in inputs), firing.round)] += 1
+            for slot in core.slots.values():
+                for gate in (g for keys in slot.gates.values() for g in keys.values()):
+                    check_leftover(gate)
+                    fates.update((gate.spec.id, item.envelope.id) for item in gate.items())
+        assert set(ids.values()) <= {1}
+        assert set(fed.values()) <= {1}
+        assert set(fates.values()) <= {1}, "an input was used twice by one gate"
+        lost = {e for e in fed.keys() - fates.keys() if self.board[e[1]].correlation_id not in self.cancelled}
+        assert not lost, f"inputs vanished from their gates: {lost}"
+        assert fates.keys() <= fed.keys()
+        for core in self.cores:
+            for spec, firing in core.fired:
+                inputs = [item.envelope for item in firing.items]
+                if self.cancelled.isdisjoint({e.correlation_id for e in inputs}):
+                    key = activation_id(spec.agent, spec.id, tuple(e.id for e in inputs), firing.round)
+                    assert self.ended[key] + (key in self.errors and not self.ended[key]) == 1
+        self._check_fed(fed)
+
+    def _check_fed(self, fed: Counter[tuple[str, bytes]]) -> None:
+        """Whatever matched a subscription with a gate came there."""
+        for core in self.cores:
+            for _, posting in core.accepted:
+                if posting.envelope.correlation_id not in self.cancelled:
+                    gated = {m.subscription for m in posting.matches if core.subscriptions[m.subscription].kind != "single"}
+                    assert all(fed[sub, posting.envelope.id] == 1 for sub in gated)
+
+
+def check_firing(spec: SubscriptionSpec, inputs: list[Envelope], groups: tuple[int, ...]) -> None:
+    """A gate may only release what fits together."""
+    if spec.scope == "workflow":
+        assert len({e.correlation_id for e in inputs}) == 1
+    if spec.kind == "batch":
+        assert 0 < len(inputs) <= (spec.batch_size or len(inputs))
+        return
+    sets = [inputs]
+    if spec.kind == "join_batch":
+        assert set(groups) == {len(spec.types)}
+        assert len(groups) <= (spec.batch_size or len(groups))
+        sets = [inputs[i : i + len(spec.types)] for i in range(0, len(inputs), len(spec.types))]
+    for group in sets:
+        assert tuple(e.type for e in group) == spec.types
+        if "join" in spec.kind:
+            assert len({msgspec.json.decode(e.payload)["key"] for e in group}) == 1
+
+
+def check_leftover(gate: Gate) -> None:
+    """What waits could not have fired."""
+    if gate.batch:
+        assert not gate.spec.batch_size or len(gate.batch) < gate.spec.batch_size
+    else:
+        assert any(len(gate.held.get(n, ())) < gate.spec.types.count(n) for n in gate.spec.types)
+
+
+__all__ = ["MATCH_AGENT", "Audit", "AuditCore", "Installed", "Published", "check_quiet", "check_replay", "differences", "digest", "replayed"]

@@ -1,0 +1,320 @@
+"""A whole cluster in one process, seeded: the real shards, router and workers over links that fail.
+
+Everything that is random comes from one seed: the order in which ready callbacks run, delays, lost
+requests and replies, repeated requests, failing journals, crashes and the workload itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from flock_ray.actors.router import RouterSettings
+from flock_ray.actors.shard import Shard, ShardSettings
+from flock_ray.board import Board, BoardLinks
+from flock_ray.core.records import Record
+from flock_ray.core.registry import TypeRegistry, type_registry
+from flock_ray.errors import PoolSaturatedError, StoreUnavailableError
+from flock_ray.opening import Opened
+from flock_ray.ports import PeerGoneError
+from flock_ray.testing import VirtualClock, VirtualFlock, VirtualTimeLoop
+from flock_ray.testing.local import LocalBoard
+
+T = TypeVar("T")
+
+
+class SeededLoop(VirtualTimeLoop):
+    """Virtual time, and ready callbacks in an order that the seed decides."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self._rng = rng
+
+    def _run_once(self) -> None:
+        ready = self._ready  # type: ignore[attr-defined]  # asyncio's own queue
+        if len(ready) > 1 and self._rng.random() < 0.7:
+            shuffled = list(ready)
+            self._rng.shuffle(shuffled)
+            ready.clear()
+            ready.extend(shuffled)
+        super()._run_once()  # type: ignore[misc]  # not in typeshed
+
+
+@dataclass
+class Faults:
+    """How bad this cluster is; every probability is per call."""
+
+    max_delay_s: float = 0.0
+    lost_request: float = 0.0
+    lost_reply: float = 0.0
+    repeated: float = 0.0
+    failing_append: float = 0.0
+    max_append_s: float = 0.0
+    no_room: float = 0.0
+
+    @classmethod
+    def draw(cls, rng: random.Random) -> Faults:
+        bad = rng.choice((0.0, 0.01, 0.04))
+        return cls(
+            max_delay_s=rng.choice((0.0, 0.002, 0.05, 0.3)),
+            lost_request=bad,
+            lost_reply=bad,
+            repeated=rng.choice((0.0, 0.02, 0.1)),
+            failing_append=rng.choice((0.0, 0.1, 0.4)),
+            max_append_s=rng.choice((0.0, 0.003, 0.1)),
+            no_room=rng.choice((0.0, 0.2)),
+        )
+
+
+class World:
+    """The seed's randomness, what is dead, and what travels."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.faults = Faults.draw(self.rng)
+        self._deaths: dict[int, tuple[object, asyncio.Future[None]]] = {}
+        self._travelling: set[asyncio.Task[Any]] = set()
+        self.breakdowns: list[BaseException] = []
+
+    def calm(self) -> None:
+        """No more faults."""
+        self.faults = Faults()
+
+    def death(self, thing: object) -> asyncio.Future[None]:
+        entry = self._deaths.get(id(thing))
+        if entry is None:
+            entry = self._deaths[id(thing)] = (thing, asyncio.get_running_loop().create_future())
+        return entry[1]
+
+    def die(self, thing: object) -> None:
+        future = self.death(thing)
+        if not future.done():
+            future.set_result(None)
+
+    def send(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Let something go on whatever becomes of its caller."""
+        task = asyncio.ensure_future(work)
+        self._travelling.add(task)
+        task.add_done_callback(self._arrived)
+        return task
+
+    def _arrived(self, task: asyncio.Task[Any]) -> None:
+        self._travelling.discard(task)
+        if not task.cancelled():
+            task.exception()  # the caller may be gone: nobody has to look at it
+
+    def on_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.breakdowns.append(context.get("exception") or RuntimeError(context["message"]))
+
+    async def delay(self) -> None:
+        limit = self.faults.max_delay_s
+        # Mostly short, sometimes long: that is what reorders.
+        await asyncio.sleep(limit * self.rng.random() ** 4)
+
+
+class SimLink:
+    """Calls over a network that delays, loses and repeats, to processes that die."""
+
+    def __init__(self, world: World, find: Callable[[], Any], name: str) -> None:
+        self._world = world
+        self._find = find
+        self._name = name
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        if method.startswith("__"):
+            raise AttributeError(method)
+
+        async def call(*args: Any) -> Any:
+            return await asyncio.shield(self._world.send(self._travel(method, args)))
+
+        return call
+
+    async def _travel(self, method: str, args: tuple[Any, ...]) -> Any:
+        world, faults, rng = self._world, self._world.faults, self._world.rng
+        await world.delay()
+        if rng.random() < faults.lost_request:
+            raise PeerGoneError(f"request to {self._name}.{method} lost")
+        if rng.random() < faults.repeated and method not in ("invoke", "cancel"):
+            world.send(self._later(method, args))
+        reply = await self._execute(method, args)
+        await world.delay()
+        if rng.random() < faults.lost_reply:
+            raise PeerGoneError(f"reply of {self._name}.{method} lost")
+        return reply
+
+    async def _later(self, method: str, args: tuple[Any, ...]) -> None:
+        await self._world.delay()
+        await self._execute(method, args)
+
+    async def _execute(self, method: str, args: tuple[Any, ...]) -> Any:
+        target = self._find()
+        if target is None:
+            raise PeerGoneError(f"{self._name} is dead", final=True)
+        work = asyncio.ensure_future(getattr(target, method)(*args))
+        death = self._world.death(target)
+        try:
+            await asyncio.wait([work, death], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not work.done():
+                work.cancel()
+        if death.done():
+            if not work.cancelled() and work.done():
+                work.exception()
+            raise PeerGoneError(f"{self._name} died", final=True)
+        return work.result()
+
+
+class SimJournal:
+    """Keeps every record; sometimes slow, sometimes away for a while."""
+
+    mode = "memory"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.records: list[Record] = []
+        self.pending: list[Record] = []
+        """Handed in and not yet durable."""
+
+    async def append(self, records: Sequence[Record]) -> None:
+        world = self._world
+        self.pending = list(records)
+        await asyncio.sleep(world.faults.max_append_s * world.rng.random())
+        if world.rng.random() < world.faults.failing_append:
+            raise StoreUnavailableError("the store is away")
+        self.records.extend(records)
+        self.pending = []
+
+
+@dataclass
+class Crashes:
+    """What was killed in a run."""
+
+    workers: int = 0
+    routers: int = 0
+    shards: int = 0
+    log: list[str] = field(default_factory=list)
+
+
+class SimBoard(LocalBoard):
+    """A board over links that fail, whose parts can be killed."""
+
+    def __init__(self, world: World, num_shards: int, *, registry: TypeRegistry, max_payload_bytes: int) -> None:
+        self.world = world
+        self.crashes = Crashes()
+        super().__init__(
+            num_shards,
+            clock=VirtualClock(),
+            registry=registry,
+            shard_settings=ShardSettings(),
+            max_workers=2,
+            max_payload_bytes=max_payload_bytes,
+            journal=lambda _: SimJournal(world),
+            router_settings=RouterSettings(max_shared_workers=world.rng.choice((1, 2, 3))),
+        )
+
+    def shard(self, index: int) -> Any:
+        return SimLink(self.world, lambda: self.shards[index], f"shard {index}")
+
+    def worker(self, worker: str) -> Any:
+        return SimLink(self.world, lambda: self.workers.get(worker), f"worker {worker}")
+
+    def router(self) -> Any:
+        return SimLink(self.world, lambda: self.the_router, "router")
+
+    def alive(self) -> list[Shard]:
+        return [shard for shard in self.shards if shard is not None]
+
+    async def start(self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> Any:
+        await self.world.delay()
+        if self.world.rng.random() < self.world.faults.no_room:
+            raise PoolSaturatedError("no room")
+        return await super().start(worker, num_cpus=num_cpus, num_gpus=num_gpus, resources=resources)
+
+    async def stop(self, worker: str) -> None:
+        made = self.workers.get(worker)
+        await super().stop(worker)
+        if made is not None:
+            self.world.die(made)
+
+    def kill_worker(self) -> None:
+        """A process is gone, whatever it was at."""
+        if not self.workers:
+            return
+        worker = self.world.rng.choice(list(self.workers))
+        made = self.workers.pop(worker)
+        self._attached.pop(worker).cancel()
+        made.close()
+        self.world.die(made)
+        self.crashes.workers += 1
+
+    async def restart_router(self) -> None:
+        """The router dies at once, and later a new one begins with nothing."""
+        old, self.the_router = self.the_router, None
+        if old is None:
+            return
+        self.crashes.routers += 1
+        for task in list(old._tasks):
+            task.cancel()
+        self.world.die(old)
+        await asyncio.sleep(self.world.rng.random() * 2)
+        self.the_router = self._make_router()
+        self.the_router.start(first=False)
+
+
+class SimFlock(VirtualFlock):
+    """A Flock on a simulated cluster."""
+
+    def __init__(self, world: World, shards: int) -> None:
+        super().__init__(shards=shards, max_agent_iterations=50, registry=type_registry)
+        self.world = world
+        self.board: Board | None = None
+
+    @property
+    def sim(self) -> SimBoard:
+        assert isinstance(self.local, SimBoard)
+        return self.local
+
+    async def _open(self) -> Opened:
+        settings = self._settings
+        local = self.local = SimBoard(
+            self.world, settings.shards, registry=self._registry, max_payload_bytes=settings.max_payload_bytes
+        )
+        local.begin()
+        links = BoardLinks([local.shard(i) for i in range(settings.shards)], local.router(), local.worker)
+        self.board = Board(
+            links,
+            owner=uuid.UUID(int=self.world.rng.getrandbits(128)).hex,
+            registry=self._registry,
+            codec=local.codec,
+            clock=VirtualClock(),
+            monotonic=lambda: asyncio.get_running_loop().time(),
+            max_payload_bytes=settings.max_payload_bytes,
+            publish_timeout_s=600.0,
+        )
+        return Opened(self.board, local.close, True)
+
+
+async def persist(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call until the network lets it through."""
+    while True:
+        try:
+            return await call()
+        except (PeerGoneError, StoreUnavailableError):
+            await asyncio.sleep(0.05)
+
+
+def run_seeded(seed: int, main: Callable[[World], Coroutine[Any, Any, T]]) -> T:
+    """Run a scenario in a world of its own."""
+    world = World(seed)
+    loop_rng = random.Random(seed + 1)
+
+    async def guarded() -> T:
+        asyncio.get_running_loop().set_exception_handler(world.on_error)
+        return await main(world)
+
+    with asyncio.Runner(loop_factory=lambda: SeededLoop(loop_rng)) as runner:
+        return runner.run(guarded())

@@ -1,0 +1,168 @@
+"""Agents of every kind, and a driver that feeds them: what a simulated cluster works on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from pydantic import BaseModel
+
+from flock_ray import BatchSpec, JoinSpec, When, flock_type
+from flock_ray.core.system_types import WorkflowError
+from tests.simulation.simulator import SimFlock, World, persist
+
+
+class Keyed(BaseModel):
+    uid: int
+    key: int
+
+
+@flock_type(name="SimSeed")
+class Seed(Keyed):
+    pass
+
+
+@flock_type(name="SimStep")
+class Step(Keyed):
+    pass
+
+
+@flock_type(name="SimNote")
+class Note(Keyed):
+    pass
+
+
+@flock_type(name="SimPart")
+class Part(Keyed):
+    pass
+
+
+@flock_type(name="SimPair")
+class Pair(Keyed):
+    pass
+
+
+@flock_type(name="SimDone")
+class Done(Keyed):
+    pass
+
+
+def declare(flock: SimFlock, world: World) -> None:
+    """Put one agent of every kind on the board. A second run of an activation says something else."""
+    rng = world.rng
+    failing = rng.choice((0.0, 0.1))
+
+    def work(*_: object) -> Done:
+        if rng.random() < failing:
+            raise ValueError("bad luck")
+        return Done(uid=rng.getrandbits(30), key=0)
+
+    async def slowly(first: Seed) -> Step:
+        await asyncio.sleep(rng.random() * rng.choice((0.01, 1.0)))
+        work()
+        return Step(uid=rng.getrandbits(30), key=first.key)
+
+    def split(step: Step) -> list[Part]:
+        work()
+        return [Part(uid=rng.getrandbits(30), key=step.key) for _ in range(rng.randint(1, 3))]
+
+    def pair(step: Step, note: Note) -> Pair:
+        work()
+        return Pair(uid=rng.getrandbits(30), key=step.key)
+
+    def loop(seed: Seed) -> Seed | None:
+        return Seed(uid=seed.uid, key=seed.key) if rng.random() < 0.3 else None
+
+    window = timedelta(seconds=rng.choice((0.2, 2.0, 20.0)))
+    add: Callable[[str], Any] = flock.agent
+    add("slow").consumes(Seed).publishes(Step).runs(slowly).pool(min=0, max=2).max_crashes(5).max_concurrency(3)
+    add("split").consumes(Step).publishes(Part, fan_out=(1, 3)).runs(split)
+    add("and").consumes(Step, Note).publishes(Pair).runs(pair)
+    add("and-board").consumes(Note, Note, Part, scope="board").publishes(Done).runs(lambda notes, part: work())
+    add("join").consumes(Step, Note, join=JoinSpec(by=lambda x: x.key, within=window)).publishes(Pair).runs(pair)
+    add("join-count").consumes(Part, Pair, join=JoinSpec(by=lambda x: x.key, within=5)).publishes(Done).runs(
+        lambda part, other: work()
+    )
+    add("batch").consumes(Part, batch=BatchSpec(size=4, timeout=timedelta(seconds=2))).publishes(Done).runs(
+        lambda parts: work()
+    )
+    add("batch-workflow").consumes(Pair, batch=BatchSpec(size=3), scope="workflow").publishes(Done).runs(
+        lambda pairs: work()
+    )
+    add("join-batch").consumes(
+        Step, Part, join=JoinSpec(by=lambda x: x.key, within=window), batch=BatchSpec(size=2, timeout=window)
+    ).publishes(Done).runs(lambda groups: work())
+    add("either-1").consumes(Part, delivery="exclusive").publishes(Done).runs(lambda part: work())
+    add("either-2").consumes(Part, delivery="exclusive").publishes(Done).runs(lambda part: work())
+    add("once-many").consumes(Note, activation=When.correlation(Part).count_at_least(2)).publishes(Done).runs(
+        lambda note: work()
+    )
+    add("errors").consumes(WorkflowError).publishes(Done).runs(lambda error: work())
+    add("loop").consumes(Seed).publishes(Seed).prevent_self_trigger(False).runs(loop)
+
+
+def declare_late(flock: SimFlock) -> None:
+    """Deploy one more agent while everything runs."""
+    flock.agent("late").consumes(Step).publishes(Done).runs(lambda step: Done(uid=step.uid, key=1))
+
+
+@dataclass
+class Story:
+    """What the driver knows it did."""
+
+    accepted: list[bytes] = field(default_factory=list)
+    cancelled: set[str] = field(default_factory=set)
+
+
+async def publish_some(flock: SimFlock, world: World, story: Story, publisher: int, count: int) -> None:
+    """Publish like a client whose calls fail: again and again with the same key, until it is told so."""
+    rng = world.rng
+    for number in range(count):
+        await asyncio.sleep(rng.random() * 0.3)
+        workflow = f"workflow-{rng.randrange(8)}"
+        kind = rng.choice((Seed, Seed, Step, Note, Note, Part))
+        options: dict[str, Any] = {"correlation_id": workflow, "idempotency_key": f"{publisher}-{number}"}
+        if workflow in ("workflow-0", "workflow-1"):
+            options["partition_key"] = f"partition-{rng.randrange(2)}"
+        if rng.random() < 0.2:
+            options["delay"] = timedelta(seconds=rng.random() * 3)
+        if rng.random() < 0.2:
+            options["priority"] = rng.randrange(3)
+        model = kind(uid=rng.getrandbits(30), key=rng.randrange(3))
+        artifact = await persist(lambda m=model, o=options: flock.publish(m, **o))  # type: ignore[misc]  # bound now
+        story.accepted.append(artifact.id.bytes)
+
+
+async def make_trouble(flock: SimFlock, world: World, story: Story, events: int) -> None:
+    """Kill, redeploy, cancel and flush while the board works."""
+    rng = world.rng
+    deployed = False
+    for _ in range(events):
+        await asyncio.sleep(rng.random() * 0.8)
+        what = rng.choice(("worker", "worker", "router", "deploy", "cancel", "flush", "nothing"))
+        if what == "worker":
+            flock.sim.kill_worker()
+        elif what == "router":
+            await flock.sim.restart_router()
+        elif what == "deploy" and not deployed:
+            deployed = True
+            declare_late(flock)
+            await persist(flock.start)
+        elif what == "cancel" and len(story.cancelled) < 2:
+            workflow = f"workflow-{rng.randrange(8)}"
+            story.cancelled.add(workflow)
+            await persist(lambda w=workflow: flock.cancel(w))  # type: ignore[misc]  # bound now
+        elif what == "flush":
+            await persist(flock.flush_batches)
+
+
+def shuffled_sizes(rng: random.Random, total: int, parts: int) -> list[int]:
+    """Share out work among publishers."""
+    sizes = [total // parts] * parts
+    sizes[0] += total % parts
+    rng.shuffle(sizes)
+    return sizes
