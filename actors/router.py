@@ -344,7 +344,7 @@ class Router:
                 break
             entry.load = wire.decode_load(blob)
             if entry.load.stuck_threads and entry.state == "ready":
-                # Threads that can't be stopped are got rid of with their process.
+                # Threads that can't be stopped, or a blocked user loop, are got rid of with their process.
                 self._spawn(self._retire(entry))
         self._forget(entry.id)
         with contextlib.suppress(Exception):  # dead already, or cut off: fenced by the attempt numbers

@@ -16,14 +16,13 @@ from typing import Any
 
 from flock_ray.actors.readers import ShardReaders
 from flock_ray.core import wire
+from flock_ray.core.messages import ENVELOPE_BYTES, parts
 from flock_ray.core.shard import ShardCore
 from flock_ray.errors import StoreUnavailableError
 from flock_ray.ports import Clock, Journal, PeerGoneError, Peers
 
 logger = logging.getLogger(__name__)
 
-MAX_TASKS_PER_MESSAGE = 512
-"""A larger hand-out goes in several messages, so that a worker starts on the first while the next travels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +137,11 @@ class Shard(ShardReaders):
         """Cancel a workflow; returns how many of its activations were open here."""
         count: int = await self._enqueue("cancel", workflow, 0)
         return count
+
+    async def note(self, kind: str, agent: str, detail: str) -> None:
+        """Put something that happened elsewhere on the board into this shard's event log."""
+        self.core.events.note(self._clock.now_us(), kind, agent=agent, detail=detail)
+        self._wake.set()
 
     async def report(self) -> bytes:
         """Return a ShardReport."""
@@ -279,8 +283,7 @@ class Shard(ShardReaders):
     def _dispatch(self, now_us: int) -> None:
         core = self.core
         for worker, tasks in core.dispatch.take(now_us, core.table.version).items():
-            for start in range(0, len(tasks), MAX_TASKS_PER_MESSAGE):
-                part = tasks[start : start + MAX_TASKS_PER_MESSAGE]
+            for part in parts(tasks, lambda task: sum(len(e.payload) + ENVELOPE_BYTES for e in task.inputs)):
                 self._spawn(self._hand_over(worker, wire.RunBatch(self.index, part, core.table.version)))
 
     async def _hand_over(self, worker: str, batch: wire.RunBatch) -> None:

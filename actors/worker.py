@@ -14,15 +14,18 @@ import msgspec
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.matching import MatchTable
+from flock_ray.core.messages import ENVELOPE_BYTES, parts
 from flock_ray.core.registry import TypeRegistry, type_registry
+from flock_ray.core.shard import NOT_RUN
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.edge import DEFAULT_MAX_PAYLOAD_BYTES, Edge
 from flock_ray.engines.runner import AgentRunner
 from flock_ray.errors import ConfigurationError, safe_error_text
 from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, Peers
 
-MAX_COMPLETIONS_PER_MESSAGE = 1000
 RETRY_S = 0.05
+BLOCKED_S = 1.0
+"""A user loop that has not answered for so long is blocked."""
 DIRECT_SHARD = -1
 """Stands for a caller of `invoke`, who waits for the completion himself."""
 
@@ -41,6 +44,9 @@ class AnyExecutor(Protocol):
 
     def cancel(self, ids: list[bytes]) -> None:
         """Give up activations."""
+
+    def give_back(self) -> list[tuple[int, wire.Task]]:
+        """Give up what waits for a blocked user loop, and return it with its shard."""
 
     def open_ids(self) -> set[bytes]:
         """Return what is queued or running."""
@@ -76,6 +82,10 @@ class MatchRunner:
     def failure(self, task: wire.Task, exc_type: str, message: str) -> wire.Completion:
         """Report that matching failed."""
         return wire.Completion(task.id, task.attempt, task.slot, error=wire.ErrorInfo(exc_type, message))
+
+
+def _size(completion: wire.Completion) -> int:
+    return ENVELOPE_BYTES + sum(len(p.envelope.payload) + ENVELOPE_BYTES for p in completion.outputs)
 
 
 def pool_of(worker: str) -> str:
@@ -157,6 +167,7 @@ class Worker:
     async def cancel(self, ids: list[bytes]) -> None:
         """Stop activations."""
         self._executor.cancel(ids)
+        self._rematch.difference_update(ids)
 
     async def install(self, version: int, agents: dict[str, bytes]) -> int:
         """Take a version of the board's agents; an older one changes nothing.
@@ -231,23 +242,39 @@ class Worker:
 
     def _load_report(self) -> wire.WorkerLoad:
         load = self._executor.load()
+        stuck = load.stuck_threads
+        if load.user_loop_blocked_s > BLOCKED_S:
+            stuck += sum(agent.stuck_tasks for agent in load.agents.values())
         return wire.WorkerLoad(
             self.id,
             load.queued,
             {name: agent.running for name, agent in load.agents.items() if agent.running},
             {name: int(agent.mean_run_s * 1e6) for name, agent in load.agents.items()},
-            load.stuck_threads,
+            stuck,
             load.user_loop_blocked_s,
         )
 
     async def drain(self, timeout_s: float) -> bool:
         """Finish everything queued, report it and take no more; False when the time was not enough."""
+        if self._executor.load().user_loop_blocked_s > BLOCKED_S:
+            self._closed = True
+            self._hand_back()
         done = await self._executor.drain(timeout_s)
         self._closed = True
         done = done and await self._executor.drain(1.0)
         if self._sending:
             await asyncio.wait(list(self._sending.values()), timeout=timeout_s)
         return done and not self._sending
+
+    def _hand_back(self) -> None:
+        """Return to the shards what a blocked user loop would never run; they give it to other workers."""
+        error = wire.ErrorInfo(NOT_RUN, "handed back: the worker's user loop is blocked", retryable=True)
+        self._on_done(
+            [
+                (shard, wire.Completion(task.id, task.attempt, task.slot, error=error))
+                for shard, task in self._executor.give_back()
+            ]
+        )
 
     def close(self) -> None:
         """Stop at once."""
@@ -277,17 +304,24 @@ class Worker:
         """Push completions to a shard until none is left; what piles up meanwhile is the next batch."""
         try:
             while pending := self._out.pop(shard, None):
-                for start in range(0, len(pending), MAX_COMPLETIONS_PER_MESSAGE):
-                    await self._commit(shard, pending[start : start + MAX_COMPLETIONS_PER_MESSAGE])
+                matched = self._edge.table.version
+                for part in parts(pending, _size):
+                    await self._commit(shard, part, matched)
         finally:
             del self._sending[shard]
 
-    async def _commit(self, shard: int, completions: list[wire.Completion]) -> None:
+    async def _commit(self, shard: int, completions: list[wire.Completion], matched: int) -> None:
+        """Send completions that were matched with one version of the table until the shard has them."""
         link = self._peers.shard(shard)
         while True:
             version = self._edge.table.version
+            if matched != version:
+                self._rematch |= {completion.id for completion in completions}
             if self._rematch:
                 completions = await self._match_again(completions)
+            matched = version
+            if version != self._edge.table.version:
+                continue
             blob = wire.encode(wire.CompleteBatch(self.id, version, completions))
             try:
                 reply = wire.decode_complete_reply(await link.complete(blob))

@@ -18,6 +18,7 @@ from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.events import Event
 from flock_ray.core.index import CountQuery
 from flock_ray.core.matching import MatchTable
+from flock_ray.core.messages import ENVELOPE_BYTES, parts
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.status import ArtifactFate, WorkflowPart
 from flock_ray.deployment import package
@@ -25,8 +26,6 @@ from flock_ray.edge import Edge
 from flock_ray.errors import BackpressureError, BoardClosedError, StoreUnavailableError
 from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, RouterLink, ShardLink
 
-MAX_BATCH_POSTINGS = 500
-MAX_BATCH_BYTES = 4 * 1024 * 1024
 MAX_OUTSTANDING = 4
 """Batches on the way to one shard: one that is applied, the rest to hide the round trip."""
 
@@ -155,40 +154,41 @@ class Board:
             StoreUnavailableError: A shard is gone; the same holds.
             BoardClosedError: The board was shut down.
         """
+        version = self.edge.table.version
         by_shard: dict[int, list[int]] = {}
         num = self.num_shards
         for position, posting in enumerate(postings):
             by_shard.setdefault(posting.envelope.slot % num, []).append(position)
         outcomes = [wire.PUBLISHED] * len(postings)
         await asyncio.gather(
-            *(self._publish_to(shard, positions, postings, outcomes) for shard, positions in by_shard.items())
+            *(self._publish_to(shard, part, postings, outcomes, version) for shard, part in by_shard.items())
         )
         return outcomes
 
     async def _publish_to(
-        self, shard: int, positions: list[int], postings: Sequence[wire.Posting], outcomes: list[int]
+        self, shard: int, positions: list[int], postings: Sequence[wire.Posting], outcomes: list[int], version: int
     ) -> None:
-        if len(positions) <= MAX_BATCH_POSTINGS:
-            await self._publish_batch(shard, positions, postings, outcomes)
+        batches = list(parts(positions, lambda i: len(postings[i].envelope.payload) + ENVELOPE_BYTES))
+        if len(batches) == 1:
+            await self._publish_batch(shard, positions, postings, outcomes, version)
             return
         limit = asyncio.Semaphore(MAX_OUTSTANDING)
 
         async def send(part: list[int]) -> None:
             try:
-                await self._publish_batch(shard, part, postings, outcomes)
+                await self._publish_batch(shard, part, postings, outcomes, version)
             finally:
                 limit.release()
 
         async with asyncio.TaskGroup() as group:
-            for part in _parts(positions, postings):
+            for part in batches:
                 await limit.acquire()
                 group.create_task(send(part))
 
     async def _publish_batch(
-        self, shard: int, positions: list[int], postings: Sequence[wire.Posting], outcomes: list[int]
+        self, shard: int, positions: list[int], postings: Sequence[wire.Posting], outcomes: list[int], matched_with: int
     ) -> None:
         batch = [postings[i] for i in positions]
-        matched_with = self.edge.table.version
         deadline = self._monotonic() + self._publish_timeout_s
         while True:
             blob = wire.encode(wire.PublishBatch(matched_with, batch))
@@ -391,16 +391,3 @@ class Board:
     async def each(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every shard."""
         return list(await asyncio.gather(*(self._call(getattr(s, method)(*args)) for s in self._links.shards)))
-
-
-def _parts(positions: list[int], postings: Sequence[wire.Posting]) -> list[list[int]]:
-    parts: list[list[int]] = [[]]
-    size = 0
-    for position in positions:
-        length = len(postings[position].envelope.payload) + 200
-        if len(parts[-1]) >= MAX_BATCH_POSTINGS or (parts[-1] and size + length > MAX_BATCH_BYTES):
-            parts.append([])
-            size = 0
-        parts[-1].append(position)
-        size += length
-    return parts

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flock_ray.errors import ConfigurationError
 
-__all__ = ["FlockSettings", "RayConfig", "load_settings"]
+__all__ = ["FlockSettings", "RayConfig", "load_ray_config", "load_settings"]
 
 
 class RayConfig(BaseSettings):
@@ -66,5 +66,21 @@ def load_settings(**given: Any) -> FlockSettings:
     try:
         return FlockSettings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigurationError(f"Settings don't fit: {problems}.") from error
+        raise _unfit(error) from error
+
+
+def load_ray_config() -> RayConfig:
+    """Return how to reach Ray according to the environment.
+
+    Raises:
+        ConfigurationError: A value is out of range or of the wrong type.
+    """
+    try:
+        return RayConfig()
+    except ValidationError as error:
+        raise _unfit(error) from error
+
+
+def _unfit(error: ValidationError) -> ConfigurationError:
+    problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    return ConfigurationError(f"Settings don't fit: {problems}.")

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from flock_ray.agent import AgentBuilder
 from flock_ray.artifact import Artifact
 from flock_ray.asking import Why, explain, workflow_status
-from flock_ray.config import RayConfig, load_settings
+from flock_ray.config import RayConfig, load_ray_config, load_settings
 from flock_ray.core.check import Finding, check
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.registry import TypeRegistry, type_registry
@@ -28,7 +28,7 @@ from flock_ray.errors import (
     WaitTimeoutError,
 )
 from flock_ray.opening import Opened, open_on_ray
-from flock_ray.publishing import Publisher
+from flock_ray.publishing import Publisher, item_key, new_workflow
 from flock_ray.store import BoardStore
 from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream, event_stream
 from flock_ray.waiting import seconds, wait_until
@@ -103,7 +103,7 @@ class Flock:
         self.model = self._settings.model
         self.max_agent_iterations = self._settings.max_agent_iterations
         self.no_output = no_output
-        self._ray = ray or RayConfig()
+        self._ray = ray or load_ray_config()
         self._registry = registry
         self._builders: dict[str, AgentBuilder] = {}
         self._changed = True
@@ -267,15 +267,27 @@ class Flock:
         )  # fmt: skip
         return (await self._put(board, [posting]))[0]
 
-    async def publish_many(self, objects: Iterable[Any], *, correlation_id: str | None = None, **options: Any) -> list[Artifact]:
-        """Put artifacts on the board as one workflow, in batches; options as for `publish`.
+    async def publish_many(
+        self,
+        objects: Iterable[Any],
+        *,
+        correlation_id: str | None = None,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> list[Artifact]:
+        """Put artifacts on the board as one workflow, in batches; other options as for `publish`.
 
-        Not atomic: when it raises, some may be accepted; publish again with `idempotency_key`s to be sure.
+        Not atomic: when it raises, some may be accepted; with an `idempotency_key`, which is one for the whole
+        list, publishing the same list again adds what is missing.
         """
         board = (await self._ready()).board
-        workflow = correlation_id or _workflow.get() or str(uuid.uuid4())
+        workflow = correlation_id or _workflow.get() or new_workflow(idempotency_key)
         post = self._publisher(board).posting
-        return await self._put(board, [post(obj, correlation_id=workflow, **options) for obj in objects])
+        postings = [
+            post(obj, correlation_id=workflow, idempotency_key=item_key(idempotency_key, position), **options)
+            for position, obj in enumerate(objects)
+        ]
+        return await self._put(board, postings)
 
     def _publisher(self, board: Board) -> Publisher:
         return Publisher(board.edge, self._registry, board.clock)

@@ -49,9 +49,10 @@ class Publisher:
     ) -> Posting:
         """Return an artifact with its matches; parameters as for `Flock.publish`."""
         now_us = self._clock.now_us()
-        if delay is not None and delay < timedelta(0):
-            raise ConfigurationError(f"publish(delay={delay}): a delay can't be negative.")
-        not_before_us = 0 if not delay else now_us + delay // timedelta(microseconds=1)
+        _check_options(visibility, priority)
+        correlation_id, partition_key = _text("correlation_id", correlation_id), _text("partition_key", partition_key)
+        idempotency_key = _text("idempotency_key", idempotency_key)
+        not_before_us = 0 if delay is None else _not_before_us(delay, now_us)
         artifact_id = uuid.uuid4().bytes
         if isinstance(obj, Artifact):
             model = self._load(obj.type, obj.envelope.payload, obj.version)
@@ -100,6 +101,41 @@ class Publisher:
     def _load(self, name: str, payload: bytes, version: int) -> BaseModel:
         model: BaseModel = self._registry.validate(self._registry.get(name).name, version, payload)
         return model
+
+
+def new_workflow(idempotency_key: str | None) -> str:
+    """Name a workflow: at random, or by the key, so that a retry lands in the same one."""
+    if idempotency_key is None:
+        return str(uuid.uuid4())
+    return str(uuid.UUID(bytes=derive_id(b"idempotency", str(idempotency_key).encode())))
+
+
+def item_key(idempotency_key: str | None, position: int) -> str | None:
+    """Return the key of one of several artifacts that are published under one key."""
+    return None if idempotency_key is None else f"{idempotency_key}#{position}"
+
+
+def _check_options(visibility: object, priority: object) -> None:
+    if visibility is not None and not isinstance(visibility, Visibility):
+        raise ConfigurationError(f"publish(visibility={visibility!r}): give a visibility, such as PublicVisibility().")
+    if type(priority) is not int:
+        raise ConfigurationError(f"publish(priority={priority!r}): give a whole number; higher runs earlier.")
+
+
+def _text(name: str, value: object) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    raise ConfigurationError(f"publish({name}={value!r}): give a string.")
+
+
+def _not_before_us(delay: object, now_us: int) -> int:
+    if not isinstance(delay, timedelta):
+        raise ConfigurationError(f"publish(delay={delay!r}): give a timedelta, as in timedelta(seconds=5).")
+    if delay < timedelta(0):
+        raise ConfigurationError(f"publish(delay={delay}): a delay can't be negative.")
+    return now_us + delay // timedelta(microseconds=1) if delay else 0
 
 
 def _tags(tags: Iterable[str] | None) -> tuple[str, ...]:

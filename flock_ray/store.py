@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -32,17 +33,17 @@ class BoardStore:
         envelope = await (await self._ready()).get(key.bytes)
         return None if envelope is None else Artifact.from_envelope(envelope)
 
-    async def list(self, *, correlation_id: str | None = None) -> list[Artifact]:
+    async def list(self, *, correlation_id: str | None = None) -> builtins.list[Artifact]:
         """Return every artifact kept, of one workflow if asked."""
         envelopes = await (await self._ready()).read(workflow=correlation_id)
         return [Artifact.from_envelope(envelope) for envelope in envelopes]
 
-    async def list_by_type(self, type_name: str) -> list[Artifact]:
+    async def list_by_type(self, type_name: str) -> builtins.list[Artifact]:
         """Return every artifact of a type, by its registered name."""
         envelopes = await (await self._ready()).read(type_name=type_name)
         return [Artifact.from_envelope(envelope) for envelope in envelopes]
 
-    async def get_by_type(self, model: type[ModelT], *, correlation_id: str | None = None) -> list[ModelT]:
+    async def get_by_type(self, model: type[ModelT], *, correlation_id: str | None = None) -> builtins.list[ModelT]:
         """Return every artifact of a type as models, of one workflow if asked."""
         entry = self._registry.ensure(model)
         envelopes = await (await self._ready()).read(type_name=entry.name, workflow=correlation_id)

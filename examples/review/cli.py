@@ -30,6 +30,8 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+LINKED_FOLDERS = frozenset({"flock_ray/actors", "flock_ray/serve"})
+"""Links of this repository to folders at its root; Ray's upload of it turns them into copies."""
 ERROR_GRACE_S = 5.0
 """How long to go on after an agent failed and nothing new comes."""
 PARTIAL_SUMMARY_S = 10.0
@@ -72,9 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(argv)
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
     try:
-        listing = list_tree(options.input, max_files=options.max_files)
-    except OSError as error:
-        return _complain(console, f"can't read {options.input}: {error.strerror}", EXIT_USAGE)
+        skip = LINKED_FOLDERS if options.input.resolve() == REPOSITORY else frozenset[str]()
+        listing = list_tree(options.input, max_files=options.max_files, skip=skip)
+    except (OSError, RuntimeError) as error:  # Path.resolve raises the latter for a loop of links
+        reason = getattr(error, "strerror", None) or error
+        return _complain(console, f"can't read {options.input}: {reason}", EXIT_USAGE)
     if not listing.paths:
         patterns = ", ".join(DEFAULT_GLOBS)
         return _complain(console, f"no file in {options.input} is one of {patterns}", EXIT_USAGE)

@@ -8,7 +8,7 @@ import os
 import stat
 import tokenize
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -93,7 +93,13 @@ def decode_path(path: str) -> str:
     return urllib.parse.unquote_to_bytes(path).decode("utf-8", "surrogateescape")
 
 
-def list_tree(root: Path, *, globs: Sequence[str] = DEFAULT_GLOBS, max_files: int | None = None) -> Listing:
+def list_tree(
+    root: Path,
+    *,
+    globs: Sequence[str] = DEFAULT_GLOBS,
+    max_files: int | None = None,
+    skip: Container[str] = (),
+) -> Listing:
     """List the files below `root` whose name matches one of `globs`, sorted.
 
     Symbolic links are not followed, so a loop ends and nothing is counted twice.
@@ -103,6 +109,7 @@ def list_tree(root: Path, *, globs: Sequence[str] = DEFAULT_GLOBS, max_files: in
         root: A folder, or a single file, which is then reviewed alone.
         globs: Patterns for the file name, as in `fnmatch`.
         max_files: Keep only the first ones; None keeps all.
+        skip: Folders to pass over, as paths relative to `root`.
 
     Raises:
         FileNotFoundError: There is nothing at `root`.
@@ -111,17 +118,21 @@ def list_tree(root: Path, *, globs: Sequence[str] = DEFAULT_GLOBS, max_files: in
     if root.is_file():
         return Listing(root.parent, (encode_path(root.name),))
     unreadable: list[str] = []
-    found = sorted(_walk(root, tuple(globs), unreadable))
+    found = sorted(_walk(root, tuple(globs), skip, unreadable))
     kept = found if max_files is None else found[:max_files]
     return Listing(root, tuple(kept), len(found) - len(kept), tuple(sorted(unreadable)))
 
 
-def _walk(root: Path, globs: tuple[str, ...], unreadable: list[str]) -> Iterator[str]:
+def _walk(root: Path, globs: tuple[str, ...], skip: Container[str], unreadable: list[str]) -> Iterator[str]:
     def note(error: OSError) -> None:
         unreadable.append(encode_path(os.path.relpath(os.fsdecode(error.filename), root)))
 
     for folder, folders, files in os.walk(root, onerror=note, followlinks=False):
-        folders[:] = [name for name in folders if _is_wanted(folder, name)]
+        folders[:] = [
+            name
+            for name in folders
+            if _is_wanted(folder, name) and os.path.relpath(os.path.join(folder, name), root) not in skip
+        ]
         for name in _matching(files, globs):
             full = os.path.join(folder, name)
             if _is_regular(full):

@@ -301,14 +301,17 @@ class ActivationDesk:
             self._return_item(slot, item, now_us)
 
     def _cancel_items(self, slot: Slot, gate: Gate, workflow_id: str, now_us: int) -> None:
-        gone = [item for item in gate.items() if item.envelope.correlation_id == workflow_id]
+        gone = [i for queue in gate.held.values() for i in queue if i.envelope.correlation_id == workflow_id]
+        # A complete group that has inputs of other workflows stays: they met already.
+        groups = [g for g in gate.batch if all(i.envelope.correlation_id == workflow_id for i in g)]
+        gone += [item for group in groups for item in group]
         if not gone:
             return
         for queue in gate.held.values():
             for item in gone:
                 if item in queue:
                     queue.remove(item)
-        gate.batch = [group for group in gate.batch if not any(item in gone for item in group)]
+        gate.batch = [group for group in gate.batch if group not in groups]
         if gate.empty:
             slot.drop_gate(gate)
         for item in gone:

@@ -105,6 +105,7 @@ def _expire_by_count(slot: Slot, spec: SubscriptionSpec, arrival: int) -> list[E
 def _fire_groups(slot: Slot, gate: Gate, now_us: int, arrival: int) -> list[Firing]:
     spec = gate.spec
     firings: list[Firing] = []
+    restarted = False
     while all(len(gate.held.get(name, ())) >= spec.types.count(name) for name in set(spec.types)):
         items = [gate.held[name].popleft() for name in spec.types]
         if spec.kind == "join_batch":
@@ -113,9 +114,10 @@ def _fire_groups(slot: Slot, gate: Gate, now_us: int, arrival: int) -> list[Firi
             firings.append(Firing(items, (), gate.round))
         gate.round += 1
         _restart(gate, now_us, arrival)
+        restarted = True
     if gate.empty:
         slot.drop_gate(gate)
-    elif firings:
+    elif restarted:
         slot.drop_gate(gate)
         slot.gates.setdefault(spec.id, {})[gate.key] = gate
     return firings

@@ -112,8 +112,10 @@ class ShardCore(ActivationDesk):
             )  # fmt: skip
             return False
         if completion.error is not None and completion.error.type == NOT_RUN:
-            self.dispatch.release(activation)
-            self.dispatch.push(activation, front=True)
+            # A late answer of a former attempt must not make ready what runs, or is ready, elsewhere.
+            if activation.worker is not None and completion.attempt == activation.attempt:
+                self.dispatch.release(activation)
+                self.dispatch.push(activation, front=True)
             return False
         if activation.worker is not None and completion.attempt != activation.attempt:
             self.cancels.append((activation.worker, activation.id))
@@ -346,9 +348,10 @@ class ShardCore(ActivationDesk):
             heappush(self._wake, (slot.timers[0][0], slot.index))
 
     def _gate_deadline(self, slot: Slot, subscription: str, key: bytes, now_us: int) -> None:
+        gate = slot.gate(subscription, key)
         outcome = gates.on_deadline(slot, subscription, key, now_us)
-        if isinstance(outcome, gates.Firing):
-            self._fire(slot, self.subscriptions[subscription], outcome, now_us)
+        if gate is not None and isinstance(outcome, gates.Firing):
+            self._fire(slot, gate.spec, outcome, now_us)
         elif isinstance(outcome, gates.Expiry):
             self._expire(slot, outcome, now_us)
 

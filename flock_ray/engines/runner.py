@@ -25,6 +25,7 @@ from flock_ray.engines.failures import describe, is_retryable_name
 from flock_ray.engines.function import FunctionCall, is_async_callable
 from flock_ray.engines.outputs import Note, Output, OutputContract, bounded_notes
 from flock_ray.engines.posting import Poster, PostFn
+from flock_ray.engines.straight import StraightRun
 from flock_ray.errors import ConfigurationError, DeployConflictError, NoEngineError, safe_error_text
 
 if TYPE_CHECKING:
@@ -99,6 +100,9 @@ class AgentRunner:
                 self._name, definition.function, num_declared=len(specs), registry=registry
             )
         self._is_async = self._needs_loop()
+        self._straight: StraightRun | None = None
+        if self._function is not None and StraightRun.fits(definition, self._function, self._contract):
+            self._straight = StraightRun(definition, specs[0].type, registry, post, now_us)
 
     @property
     def is_async(self) -> bool:
@@ -118,7 +122,17 @@ class AgentRunner:
         """
         started = self._monotonic()
         try:
-            outputs, notes = self._make_sync(task, history)
+            if self._straight is not None and self._function is not None:
+                model = self._straight.read(task)
+                if model is None:
+                    outputs, notes = self._make_sync(task, history)
+                else:
+                    value = self._function.function(model)
+                    if type(value) is self._straight.output:
+                        return self._straight.completion(task, value, self._elapsed_us(started))
+                    outputs, notes = self._settled(self._function, value)
+            else:
+                outputs, notes = self._make_sync(task, history)
             run_us = self._elapsed_us(started)
             postings = self._poster.outputs(task, outputs)
             if outputs and self._definition.calls is not None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flock_ray.actors.router import Router, RouterSettings
@@ -41,9 +42,18 @@ class LocalLink:
             if target is None:
                 raise PeerGoneError(f"{self._name} is dead", final=True)
             await asyncio.sleep(0)
-            return await getattr(target, method)(*args)
+            return sent(await getattr(target, method)(*[sent(arg) for arg in args]))
 
         return call
+
+
+def sent(value: Any) -> Any:
+    """Return what the other end gets: containers of its own, so that neither changes what the other holds."""
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, tuple):
+        return tuple(sent(part) for part in value)
+    return list(value) if isinstance(value, list) else value
 
 
 class LocalCodec:
@@ -93,9 +103,10 @@ class InlineExecutor:
     def set_agent(self, name: str, runner: Any, *, max_concurrency: int, timeout_s: float | None) -> None:
         """Add or replace an agent."""
         lane = self._lanes.get(name)
-        queue = lane.queue if lane is not None else deque()
-        running = lane.running if lane is not None else 0
-        self._lanes[name] = _Lane(runner, max_concurrency, timeout_s, queue, running)
+        if lane is None:
+            self._lanes[name] = _Lane(runner, max_concurrency, timeout_s, deque())
+        else:
+            lane.runner, lane.limit, lane.timeout_s = runner, max_concurrency, timeout_s
 
     def remove_agent(self, name: str) -> None:
         """Take no more activations of an agent."""
@@ -118,23 +129,29 @@ class InlineExecutor:
             shard, task = lane.queue.popleft()
             if task.id in self._open:
                 lane.running += 1
-                self._tasks[task.id] = asyncio.ensure_future(self._run(lane, shard, task))
+                run = self._tasks[task.id] = asyncio.ensure_future(self._run(lane, shard, task))
+                run.add_done_callback(partial(self._ended, lane, task.id))
+
+    def _ended(self, lane: _Lane, key: bytes, run: asyncio.Task[None]) -> None:
+        # Not in `_run`: a task that is cancelled before its first step never runs.
+        lane.running -= 1
+        if self._tasks.get(key) is run:
+            del self._tasks[key]
+        if not run.cancelled():
+            run.result()
+        self._start(lane)
 
     async def _run(self, lane: _Lane, shard: int, task: wire.Task) -> None:
-        try:
-            await asyncio.sleep(0)
-            if lane.runner.is_async:
-                try:
-                    completion = await asyncio.wait_for(lane.runner.run_async(task), lane.timeout_s)
-                except TimeoutError:
-                    message = f"did not finish within {lane.timeout_s:g} s; raise .timeout(...) or make it faster"
-                    completion = lane.runner.failure(task, "AgentTimeoutError", message)
-            else:
-                completion = lane.runner.run_sync(task)
-        finally:
-            lane.running -= 1
-            self._tasks.pop(task.id, None)
-            self._start(lane)
+        await asyncio.sleep(0)
+        runner = lane.runner
+        if runner.is_async:
+            try:
+                completion = await asyncio.wait_for(runner.run_async(task), lane.timeout_s)
+            except TimeoutError:
+                message = f"did not finish within {lane.timeout_s:g} s; raise .timeout(...) or make it faster"
+                completion = runner.failure(task, "AgentTimeoutError", message)
+        else:
+            completion = runner.run_sync(task)
         if task.id in self._open:
             self._open.discard(task.id)
             self._on_done([(shard, completion)])
@@ -147,6 +164,10 @@ class InlineExecutor:
             if task is not None:
                 task.cancel()
 
+    def give_back(self) -> list[tuple[int, wire.Task]]:
+        """Nothing: there is no user loop of its own that could be blocked."""
+        return []
+
     def open_ids(self) -> set[bytes]:
         """Return what is queued or running."""
         return set(self._open)
@@ -157,9 +178,10 @@ class InlineExecutor:
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until everything is finished."""
-        tasks = list(self._tasks.values())
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while self._tasks and (left := deadline - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(list(self._tasks.values()), timeout=left)
+            await asyncio.sleep(0)
         return not self._open
 
     def close(self) -> None:

@@ -30,7 +30,9 @@ class AuditCore(ShardCore):
         self.started: Counter[bytes] = Counter()
         self.ended: Counter[bytes] = Counter()
         self.accepted: list[tuple[int, Posting]] = []
-        """(table version, posting)."""
+        """(table version, posting), of everything on the board."""
+        self.decided: list[tuple[int, Posting]] = []
+        """The same, of what came from an edge under that version."""
 
     def _feed(self, slot: Slot, spec: SubscriptionSpec, match: Match, item: Item, now_us: int) -> None:
         self.fed[spec.id, item.envelope.id] += 1
@@ -50,6 +52,10 @@ class AuditCore(ShardCore):
 
     def replay(self, record: Record) -> None:
         before = {key for slot in self.slots.values() for key in slot.open} if isinstance(record, Completed) else set()
+        postings = record.completion.outputs if isinstance(record, Completed) else ()
+        if isinstance(record, Published):
+            postings = (record.posting,)
+        self.decided += [(self.table.version, posting) for posting in postings]
         super().replay(record)
         if isinstance(record, Completed):
             assert record.completion.id in before, "a result was committed for an activation that was not open"
@@ -104,7 +110,7 @@ def _workflow_digest(core: ShardCore, workflow: Workflow) -> Any:
 
 
 def _activation_digest(activation: Activation) -> Any:
-    return {k: v for k, v in msgspec.structs.asdict(activation).items() if k not in ("attempt", "worker")}
+    return {k: v for k, v in msgspec.structs.asdict(activation).items() if k not in ("attempt", "worker", "holding")}
 
 
 def _gate_digest(gate: Gate) -> Any:
@@ -191,13 +197,11 @@ class Audit:
                 assert key in self.ended
 
     def check_matches(self, tables: dict[int, MatchTable]) -> None:
-        """Nothing was accepted under a table that another version of decided it."""
+        """What an edge decided is what the table of the version says under which it was accepted."""
         for core in self.cores:
-            for version, posting in core.accepted:
-                travelled = posting.envelope.activation_id is not None and posting.matches == ()
-                if version in tables and not travelled and not posting.not_before_us:
-                    wanted = {m.subscription for m in tables[version].match(posting.envelope, None).matches}
-                    assert {m.subscription for m in posting.matches} == wanted, posting.envelope
+            for version, posting in core.decided:
+                wanted = {m.subscription for m in tables[version].match(posting.envelope, None).matches}
+                assert {m.subscription for m in posting.matches} == wanted, posting.envelope
 
     def check_singles(self) -> None:
         """Every match of a subscription without a gate has exactly one result."""

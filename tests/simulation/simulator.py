@@ -22,7 +22,7 @@ from flock_ray.errors import PoolSaturatedError, StoreUnavailableError
 from flock_ray.opening import Opened
 from flock_ray.ports import PeerGoneError
 from flock_ray.testing import VirtualClock, VirtualFlock, VirtualTimeLoop
-from flock_ray.testing.local import LocalBoard
+from flock_ray.testing.local import LocalBoard, sent
 
 T = TypeVar("T")
 
@@ -154,7 +154,7 @@ class SimLink:
         target = self._find()
         if target is None:
             raise PeerGoneError(f"{self._name} is dead", final=True)
-        work = asyncio.ensure_future(getattr(target, method)(*args))
+        work = asyncio.ensure_future(getattr(target, method)(*[sent(arg) for arg in args]))
         death = self._world.death(target)
         try:
             await asyncio.wait([work, death], return_when=asyncio.FIRST_COMPLETED)
@@ -165,7 +165,7 @@ class SimLink:
             if not work.cancelled() and work.done():
                 work.exception()
             raise PeerGoneError(f"{self._name} died", final=True)
-        return work.result()
+        return sent(work.result())
 
 
 class SimJournal:

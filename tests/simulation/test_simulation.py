@@ -67,7 +67,9 @@ async def scenario(world: World) -> None:
     audit = Audit(audits, story.cancelled)
     audit.check_artifacts(story.accepted)
     audit.check_effects()
-    audit.check_matches({1: first})
+    assert flock.board is not None
+    latest = flock.board.edge.table
+    audit.check_matches({1: first, latest.version: latest})
     audit.check_singles()
     audit.check_gates()
     await flock.shutdown(flush_batches=False)

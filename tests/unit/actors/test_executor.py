@@ -216,6 +216,7 @@ async def test_a_long_activation_does_not_hold_back_the_completions_before_it(be
     bench.agent(runner)
 
     bench.submit(1, 2)
+    assert [1, 2] == [await runner.next_start(), await runner.next_start()]
     await bench.reported(1)
 
     assert [1] == bench.numbers

@@ -248,15 +248,15 @@ def test_a_subscription_that_is_gone_fails_the_run(host: Host) -> None:
 
 
 def test_a_direct_call_has_no_subscription(host: Host) -> None:
-    batch = Subscription("batch", "a", (Item,), batch=BatchSpec(size=9))
+    batch = Subscription("batch", "a", (Item, Receipt), batch=BatchSpec(size=9))
     seen: list[Any] = []
     runner = host.runner(consumes=[Order, batch], function=lambda *arguments: seen.append(arguments))
 
     runner.run_sync(host.task(Order(n=1), subscription=""))
-    runner.run_sync(host.task(Item(n=1), Item(n=2), subscription=""))
+    runner.run_sync(host.task(Item(n=1), Receipt(n=2), Item(n=3), subscription=""))
     runner.run_sync(host.task(Item(n=1), Order(n=2), subscription=""))
 
-    assert seen == [(Order(n=1),), ([Item(n=1), Item(n=2)],), (Item(n=1), Order(n=2))]
+    assert seen == [(Order(n=1),), ([Item(n=1), Receipt(n=2), Item(n=3)],), (Item(n=1), Order(n=2))]
 
 
 def test_run_time_is_that_of_user_code(host: Host) -> None:

@@ -53,6 +53,13 @@ def test_environments_caches_and_build_output_are_passed_over(tmp_path: Path) ->
     assert ("src/a.py",) == list_tree(tmp_path).paths
 
 
+def test_folders_to_skip_are_named_by_their_path(tmp_path: Path) -> None:
+    for name in ("a/copy/x.py", "copy/x.py", "a/x.py"):
+        write(tmp_path, name)
+
+    assert ("a/x.py", "copy/x.py") == list_tree(tmp_path, skip={"a/copy"}).paths
+
+
 def test_symbolic_links_are_not_followed_so_loops_end(tmp_path: Path) -> None:
     write(tmp_path, "a/x.py")
     (tmp_path / "a" / "up").symlink_to(tmp_path, target_is_directory=True)

@@ -1,0 +1,138 @@
+"""The `flock` command: settings and where they come from, and a check of a flock's declarations."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flock_ray import __version__
+from flock_ray.errors import ConfigurationError, FlockError
+
+if TYPE_CHECKING:
+    from pydantic_settings import BaseSettings
+
+    from flock_ray.flock import Flock
+
+__all__ = ["main"]
+
+EXIT_ERRORS = 1
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code.
+
+    Args:
+        argv: Arguments without the program's name; None is those of the process.
+    """
+    options = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except FlockError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="flock", description=__doc__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(command=_version)
+    config = commands.add_parser("config", help="print each setting, its value and where it comes from")
+    config.set_defaults(command=_config)
+    check = commands.add_parser("check", help="look for mistakes in a flock's declarations; runs nothing")
+    check.add_argument("target", metavar="MODULE:NAME", help="a Flock, or a function that returns one")
+    check.add_argument(
+        "--published",
+        action="append",
+        default=[],
+        metavar="TYPE",
+        help="registered name of a type that comes from outside; may be repeated",
+    )
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"flock_ray {__version__}")
+    return 0
+
+
+def _config(_: argparse.Namespace) -> int:
+    from flock_ray.config import FlockSettings, RayConfig, load_ray_config, load_settings
+
+    rows = [*_rows(load_settings(), os.environ), *_rows(load_ray_config(), os.environ)]
+    if address := os.environ.get("RAY_ADDRESS"):
+        rows.append(("RAY_ADDRESS", address, "environment"))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, source in rows:
+        print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+    known = {variable for cls in (FlockSettings, RayConfig) for variable in _variables(cls)}
+    for name in sorted(name for name in os.environ if name.upper().startswith("FLOCK_")):
+        if name.upper() not in known:
+            print(f"{name} is set, but no setting has this name", file=sys.stderr)
+    return 0
+
+
+def _variables(cls: type[BaseSettings]) -> dict[str, str]:
+    """Return the field behind each environment variable."""
+    prefix = cls.model_config.get("env_prefix", "")
+    return {f"{prefix}{field}".upper(): field for field in cls.model_fields}
+
+
+def _rows(settings: BaseSettings, environment: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield the variable of every setting, its value and where that comes from."""
+    given = {name.upper() for name in environment}
+    for variable, field in _variables(type(settings)).items():
+        value = getattr(settings, field)
+        yield variable, "-" if value is None else str(value), "environment" if variable in given else "default"
+
+
+def _check(options: argparse.Namespace) -> int:
+    from flock_ray.core.registry import type_registry
+
+    flock = _load(options.target)
+    findings = flock.check(published=[type_registry.resolve(name) for name in options.published])
+    for finding in findings:
+        print(finding)
+    errors = sum(finding.level == "error" for finding in findings)
+    print(f"{len(flock.agents)} agents, {len(findings)} findings, {errors} errors")
+    return EXIT_ERRORS if errors else 0
+
+
+def _load(target: str) -> Flock:
+    """Import a Flock, or call the function that makes one.
+
+    Raises:
+        ConfigurationError: There is none under this name.
+    """
+    from flock_ray.flock import Flock
+
+    module_name, separator, name = target.partition(":")
+    if not (module_name and separator and name):
+        raise ConfigurationError(f"{target!r} names no flock: write module:name, as in flock check shop.main:flock.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a console script does not look in the current directory
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigurationError(f"Can't import {module_name!r}: {error}. Run it where its imports work.") from error
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    made = found() if inspect.isfunction(found) else found
+    if not isinstance(made, Flock):
+        raise ConfigurationError(
+            f"{target} is a {type(made).__name__}, not a Flock: name a Flock, or a function without "
+            "parameters that returns one."
+        )
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

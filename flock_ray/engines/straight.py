@@ -1,0 +1,96 @@
+"""The straight way through a run: one public input, one function, one output of one type.
+
+Most activations are like this, and it costs half of what the general way does. Whatever is
+different (tags, restricted inputs, gates, contexts, several outputs) takes the general way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ValidationError
+
+from flock_ray.core.ids import output_id
+from flock_ray.core.wire import Completion, Task
+from flock_ray.engines.function import FunctionCall
+from flock_ray.engines.outputs import OutputContract
+from flock_ray.engines.posting import PostFn
+
+if TYPE_CHECKING:
+    from flock_ray.core.definition import AgentDefinition
+    from flock_ray.core.registry import TypeRegistry
+
+__all__ = ["StraightRun"]
+
+
+class StraightRun:
+    """What is known of an agent's plain runs before any of them comes."""
+
+    __slots__ = ("_name", "_now_us", "_post", "_readers", "_singles", "_via", "output")
+
+    def __init__(
+        self, definition: AgentDefinition, output: type[BaseModel], registry: TypeRegistry, post: PostFn,
+        now_us: Callable[[], int],
+    ) -> None:  # fmt: skip
+        """Prepare for an agent that `fits`."""
+        self.output = output
+        self._name = definition.name
+        self._post = post
+        self._now_us = now_us
+        singles = [sub for sub in definition.subscriptions if sub.kind == "single"]
+        self._singles = {sub.id for sub in singles}
+        entries = [(registry.ensure(cls), cls) for sub in singles for cls in sub.types]
+        self._readers: dict[tuple[str, int], Any] = {
+            (entry.name, entry.version): cls.__pydantic_validator__.validate_json for entry, cls in entries
+        }
+        self._via: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    @classmethod
+    def fits(cls, definition: AgentDefinition, function: FunctionCall, contract: OutputContract) -> bool:
+        """Say whether runs of an agent can go straight."""
+        declared = definition.best_of or definition.calls or definition.utilities
+        only = contract.specs[0] if len(contract.specs) == 1 else None
+        conditions = only is None or only.where or only.validate or only.visibility or only.fan_out
+        return not (declared or conditions or function.is_async or function.wants_context) and only is not None and (
+            only.count == 1
+        )
+
+    def read(self, task: Task) -> BaseModel | None:
+        """Return the input as a model; None when the run has to take the general way."""
+        inputs = task.inputs
+        if len(inputs) != 1 or task.subscription not in self._singles:
+            return None
+        envelope = inputs[0]
+        read = self._readers.get((envelope.type, envelope.version))
+        if read is None or envelope.visibility is not None or envelope.tags:
+            return None
+        try:
+            model: BaseModel = read(envelope.payload, by_alias=True, by_name=True)
+        except ValidationError:
+            return None  # the general way says what is wrong with it
+        return model
+
+    def completion(self, task: Task, made: BaseModel, run_us: int) -> Completion:
+        """Return the completion of a run that made one output of the declared type."""
+        envelope = task.inputs[0]
+        via = self._via.get(envelope.via)
+        if via is None:
+            via = tuple(sorted({self._name, *envelope.via}))
+            if len(self._via) < 1000:
+                self._via[envelope.via] = via
+        posting = self._post(
+            made,
+            id=output_id(task.id, 0),
+            correlation_id=task.correlation_id,
+            produced_by=self._name,
+            created_us=self._now_us(),
+            tags=(),
+            visibility=None,
+            partition_key=envelope.partition_key,
+            parents=(envelope.id,),
+            activation_id=task.id,
+            priority=envelope.priority,
+            via=via,
+        )
+        return Completion(task.id, task.attempt, task.slot, (posting,), None, run_us)

@@ -1,0 +1,84 @@
+"""Every example is run as a user runs it, and says what its text promises."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, AsAUser
+
+pytestmark = pytest.mark.timeout(240)
+
+EXAMPLES = REPOSITORY / "examples"
+AT_ONCE = 3
+
+PRINTS = {
+    "batch": ["25 readings, mean 22.0", "10 readings, mean 22.0"],
+    "best_of": [r"[equation]{8} \d"],
+    "conditions": ["arguments: 2", "arguments: 4", r"verdict: True .*'Verdict': 1.*"],
+    "custom_engine": ["😀 😐 😢"],
+    "gates": [r"Bob: .*XRay.*", "Ada: pneumonia", "3 log lines"],
+    "hello": [r"Bonjour, Ada!", r"Bonjour, Grace!"],
+    "join": [r"shipped: \[1, 3\]"],
+    "own_pool": [r"9592 primes below 100000, counted by [12] process\(es\)"],
+    "visibility": [r"the canteen is closed -> \['analyst', 'intern'\]", r"we sell the company -> \['analyst'\]"],
+}
+"""Lines, as regular expressions, that an example prints besides others, in this order."""
+
+Run = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def runs(as_a_user: AsAUser) -> Iterator[dict[str, Future[Run]]]:
+    """All examples, started a few at a time."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {name: pool.submit(as_a_user, f"examples/{name}.py") for name in PRINTS}
+
+
+def test_every_example_has_an_expected_output() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} - {"__init__"} == PRINTS.keys()
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_example_ends_well_and_prints_its_result(name: str, runs: dict[str, Future[Run]]) -> None:
+    run = runs[name].result()
+
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    lines = iter(run.stdout.splitlines())
+    for pattern in PRINTS[name]:
+        assert any(re.fullmatch(f".*{pattern}", line) for line in lines), f"no line {pattern!r} in\n{run.stdout}"
+
+
+def test_review_writes_a_report_about_every_file_with_names_escaped(as_a_user: AsAUser, tmp_path: Path) -> None:
+    # Given a small tree with a file name that is markup, a risky call and broken syntax
+    tree = tmp_path / "my code"
+    tree.mkdir()
+    (tree / "plain.py").write_text('"""Doc."""\n\n\ndef f(x):\n    return x\n')
+    (tree / "<b>bold&.py").write_text("def risky(text):\n    return eval(text)\n")
+    (tree / "broken.py").write_text("def (:\n")
+
+    # When it is reviewed
+    out = tmp_path / "out"
+    run = as_a_user("-m", "examples.review", "--input", str(tree), "--out", str(out))
+
+    # Then it ends well, and the report names all three files and the risk, as text
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+    assert str(out / "report.html") in run.stdout.replace("\n", "")
+    page = (out / "report.html").read_text()
+    assert "<b>bold" not in page
+    assert "&lt;b&gt;bold&amp;.py" in page
+    assert "plain.py" in page
+    assert "broken.py" in page
+    assert "eval" in page
+
+
+def test_review_of_an_empty_tree_says_so_and_starts_nothing(as_a_user: AsAUser, tmp_path: Path) -> None:
+    run = as_a_user("-m", "examples.review", "--input", str(tmp_path), "--out", str(tmp_path / "out"))
+
+    assert run.returncode == 2
+    assert "no file in" in run.stdout
