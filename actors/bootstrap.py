@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayActorError
@@ -40,6 +40,12 @@ def ensure_ray(config: RayConfig) -> None:
     # `local` and not the default: a cluster that happens to run here is not ours to use.
     ray.init(address="local", include_dashboard=False, **options)
     _started_here = True
+
+
+def cluster_cpus() -> int:
+    """Return the number of logical CPUs of the cluster, at least 1."""
+    resources: dict[str, float] = cast(Any, ray).cluster_resources()
+    return max(1, int(resources.get("CPU", 1)))
 
 
 def stop_ray() -> None:

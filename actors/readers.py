@@ -105,6 +105,13 @@ class ShardReaders:
             msgpack of a list of envelopes, the position to go on from, and whether artifacts between
             `after` and the first one may have been evicted unread.
         """
+        blob, positions, position, gap = await self.read_at(after, type_name, workflow, limit, wait_s)
+        return blob, positions[-1] if positions else position, gap
+
+    async def read_at(
+        self, after: int, type_name: str | None, workflow: str | None, limit: int, wait_s: float
+    ) -> tuple[bytes, list[int], int, bool]:
+        """Do what `read` does, and also return the position of each artifact."""
         limit = min(limit, MAX_READ)
         index = self.core.index
         while True:
@@ -112,10 +119,15 @@ class ShardReaders:
             seqs = None if workflow is None else self._seqs_of(workflow)
             found = list(islice(index.read(after, type_name=type_name, seqs=seqs), limit))
             if found:
-                return _encode([envelope for _, envelope in found]), found[-1][0], gap
+                return (
+                    _encode([envelope for _, envelope in found]),
+                    [seq for seq, _ in found],
+                    found[-1][0],
+                    gap,
+                )
             after = max(after, index.head)
             if wait_s <= 0 or not await self._change(wait_s):
-                return _encode([]), after, gap
+                return _encode([]), [], after, gap
 
     def _seqs_of(self, workflow: str) -> list[int]:
         parts = [s.workflows[workflow].seqs for s in self.core.slots.values() if workflow in s.workflows]
@@ -130,7 +142,9 @@ class ShardReaders:
                 after, min(limit, MAX_READ), kinds=frozenset(kinds), correlation_id=workflow
             )
             if found or wait_s <= 0:
-                return _encode([msgspec.structs.replace(event, shard=self.index) for event in found]), position
+                return _encode(
+                    [msgspec.structs.replace(event, shard=self.index) for event in found]
+                ), position
             after = max(after, position)
             if not await self._change(wait_s):
                 return _encode([]), after

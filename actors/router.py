@@ -108,6 +108,8 @@ class Router:
         self._monotonic = monotonic
         self._settings = settings or RouterSettings()
         self._version = 0
+        self._installed = 0
+        """Version that every shard and worker was told."""
         self._packages: dict[str, wire.AgentPackage] = {}
         self._blobs: dict[str, bytes] = {}
         self._pools: dict[str, Pool] = {}
@@ -175,8 +177,10 @@ class Router:
                 for name, (package, blob) in changed.items():
                     self._packages[name], self._blobs[name] = package, blob
                 self._version += 1
+            if self._installed != self._version:  # also when an earlier deploy failed halfway
                 self._refresh_pools()
                 await self._install_everywhere()
+                self._installed = self._version
                 self._regrant()
         return self._version, self._blobs
 
@@ -219,7 +223,7 @@ class Router:
     async def _install_everywhere(self) -> None:
         table = wire.encode(self._table())
         await asyncio.gather(
-            *(self._peers.shard(i).install(table, self._blobs) for i in range(self._num_shards))
+            *(self._install_at_shard(i, table) for i in range(self._num_shards))
         )
         entries = [e for e in self._workers.values() if e.state != "draining"]
         results = await asyncio.gather(*(self._install_at(entry) for entry in entries), return_exceptions=True)
@@ -231,6 +235,16 @@ class Router:
                     f"A worker could not load the board's agents: {type(result).__name__}: {result}. "
                     "Is everything they import installed on the cluster, or in the job's working_dir?"
                 ) from result
+
+    async def _install_at_shard(self, index: int, table: bytes) -> None:
+        """Bring a shard the table; one that is only cut off gets it later."""
+        while True:
+            try:
+                return await self._peers.shard(index).install(table, self._blobs)
+            except PeerGoneError as gone:
+                if gone.final:
+                    raise
+                await asyncio.sleep(self._settings.decide_every_s)
 
     async def _install_at(self, entry: WorkerEntry) -> None:
         entry.version = await entry.link.install(self._version, self._blobs)
@@ -475,7 +489,8 @@ class Router:
             table = wire.encode(self._table())
             for index in range(self._num_shards):
                 with contextlib.suppress(PeerGoneError):
-                    await self._peers.shard(index).install(table, self._blobs)
+                    await self._install_at_shard(index, table)
+            self._installed = self._version
         self._refresh_pools()
         self._started_at = self._monotonic()
         self._recovered.set()

@@ -24,7 +24,6 @@ from flock_ray.ports import Clock, Journal, PeerGoneError, Peers
 logger = logging.getLogger(__name__)
 
 
-
 @dataclass(frozen=True, slots=True)
 class ShardSettings:
     """Limits of one shard."""
@@ -109,15 +108,18 @@ class Shard(ShardReaders):
 
     async def publish(self, blob: bytes) -> bytes:
         """Take a PublishBatch; answers with a PublishReply once its artifacts are in the journal."""
-        return await self._enqueue("publish", blob, len(blob))
+        reply: bytes = await self._enqueue("publish", blob, len(blob))
+        return reply
 
     async def complete(self, blob: bytes) -> bytes:
         """Take a CompleteBatch; answers with a CompleteReply once it is in the journal."""
-        return await self._enqueue("complete", blob, len(blob))
+        reply: bytes = await self._enqueue("complete", blob, len(blob))
+        return reply
 
     async def forward(self, blob: bytes) -> bytes:
         """Take a ForwardBatch from another shard; answers with what is now in the journal."""
-        return await self._enqueue("forward", blob, len(blob))
+        reply: bytes = await self._enqueue("forward", blob, len(blob))
+        return reply
 
     async def install(self, table: bytes, agents: dict[str, bytes]) -> int:
         """Take a version of the subscription table; answers with the version in force."""
@@ -161,7 +163,8 @@ class Shard(ShardReaders):
         if self._closed:
             return wire.PublishReply("closed")
         full = (
-            self.core.num_open >= self._settings.max_open or self._inbox_bytes > self._settings.max_inbox_bytes
+            self.core.num_open >= self._settings.max_open
+            or self._inbox_bytes > self._settings.max_inbox_bytes
         )
         return wire.PublishReply("busy", retry_after_s=self._retry_after_s) if full else None
 
@@ -253,7 +256,9 @@ class Shard(ShardReaders):
                 "stale_table" if batch.table_version < version else "stale_shard", b"", version, 0.05
             )
         publish = self.core.publish
-        return wire.PublishReply("ok", bytes([publish(posting, now_us) for posting in batch.postings]), version)
+        return wire.PublishReply(
+            "ok", bytes([publish(posting, now_us) for posting in batch.postings]), version
+        )
 
     def _apply_complete(self, blob: bytes, now_us: int) -> wire.CompleteReply:
         batch = wire.decode_complete(blob)
@@ -290,6 +295,11 @@ class Shard(ShardReaders):
         try:
             taken = await self._peers.worker(worker).run(wire.encode(batch))
         except Exception as error:
+            if isinstance(error, PeerGoneError) and not error.final:
+                # It may run them or not; the router finds out whether it is dead. No crash is counted.
+                await asyncio.sleep(0.1)
+                await self._enqueue("returned", batch, 0)
+                return
             if not isinstance(error, PeerGoneError):
                 logger.exception("shard %d: worker %s refused tasks", self.index, worker)
             await self._enqueue("lost", worker, 0)
@@ -322,7 +332,9 @@ class Shard(ShardReaders):
             while pending := self._outbox_for(shard):
                 batch = wire.ForwardBatch(self.index, pending, self.core.table.version)
                 try:
-                    reply = wire.decode_forward_reply(await self._peers.shard(shard).forward(wire.encode(batch)))
+                    reply = wire.decode_forward_reply(
+                        await self._peers.shard(shard).forward(wire.encode(batch))
+                    )
                 except PeerGoneError:
                     reply = wire.ForwardReply("closed")
                 if reply.status == "ok" and reply.acks:

@@ -350,7 +350,10 @@ class Worker:
             return completions
         self._rematch.difference_update(c.id for c in stale)
         ids = {c.id for c in stale}
-        return await self._offload(lambda: [self._rematched(c) if c.id in ids else c for c in completions])
+        matched: list[wire.Completion] = await self._offload(
+            lambda: [self._rematched(c) if c.id in ids else c for c in completions]
+        )
+        return matched
 
     def _rematched(self, completion: wire.Completion) -> wire.Completion:
         outputs = tuple(self._edge.rematch(posting) for posting in completion.outputs)

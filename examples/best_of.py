@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from itertools import pairwise
 
 from pydantic import BaseModel
 
@@ -27,7 +28,9 @@ def shuffle(word: Word) -> Anagram:
     if letters[0] == "q":
         raise ValueError("not with a q in front")
     pairs = zip(letters, letters[1:], strict=False)
-    return Anagram(text="".join(letters), vowels_apart=sum((a in "aeiou") != (b in "aeiou") for a, b in pairs))
+    return Anagram(
+        text="".join(letters), vowels_apart=sum((a in "aeiou") != (b in "aeiou") for a, b in pairs)
+    )
 
 
 def score(result: EvalResult) -> float:

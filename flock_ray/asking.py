@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flock_ray.artifact import Artifact
 from flock_ray.board import Board
-from flock_ray.errors import ArtifactNotFoundError
+from flock_ray.errors import ArtifactNotFoundError, ConfigurationError
 
 if TYPE_CHECKING:
     from flock_ray.agent import AgentBuilder
@@ -54,6 +54,18 @@ class WorkflowStatus:
             "last_activity_at": self.last_activity_at.isoformat() if self.last_activity_at else None,
             "waiting_for": list(self.waiting_for),
         }
+
+
+def workflow_id(workflow: Artifact | str | None) -> str:
+    """Return the correlation id that names a workflow.
+
+    Raises:
+        ConfigurationError: The artifact has none, as before it is published.
+    """
+    name = workflow.correlation_id if isinstance(workflow, Artifact) else workflow
+    if not name:
+        raise ConfigurationError("Which workflow? Pass a correlation id, or an artifact that was published.")
+    return name
 
 
 async def workflow_status(board: Board, correlation_id: str) -> WorkflowStatus:
@@ -111,8 +123,12 @@ class Why:
         """Explain in lines."""
         lines = [self.subject]
         for answer in self.answers:
-            lines.append(f"  {answer.subscription}: {answer.state}" + (f" ({answer.detail})" if answer.detail else ""))
-            lines += [f"    {'ok ' if ok else 'NO '} {name}: {value}" for name, ok, value in answer.conditions]
+            lines.append(
+                f"  {answer.subscription}: {answer.state}" + (f" ({answer.detail})" if answer.detail else "")
+            )
+            lines += [
+                f"    {'ok ' if ok else 'NO '} {name}: {value}" for name, ok, value in answer.conditions
+            ]
         lines += [f"  made: {type_name} {key} by {agent}" for key, type_name, agent in self.made]
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
@@ -135,7 +151,9 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
     fates = await board.fates(key.bytes)
     envelope = next((fate.envelope for fate in fates if fate.envelope is not None), None)
     if envelope is None:
-        raise ArtifactNotFoundError(f"No artifact {key} is on this board: was it evicted, or is the id of another board?")
+        raise ArtifactNotFoundError(
+            f"No artifact {key} is on this board: was it evicted, or is the id of another board?"
+        )
     waiting = {sub: text for fate in fates for sub, text in fate.waiting}
     delayed = {sub: due for fate in fates for sub, due in fate.delayed}
     ready = {sub for fate in fates for sub in fate.ready}
@@ -173,7 +191,9 @@ async def _explain_agent(board: Board, name: str) -> Why:
     notes.append(f"{ready} activations wait for a permit")
     view = pools.get(pool)
     if view is not None:
-        notes.append(f"pool {pool}: {len(view['workers'])} workers, {view['starting']} starting, {view['running']} running")
+        notes.append(
+            f"pool {pool}: {len(view['workers'])} workers, {view['starting']} starting, {view['running']} running"
+        )
         if view["error"]:
             notes.append(f"last trouble starting a worker: {view['error']}")
     return Why(f"agent {name}", notes=tuple(notes))

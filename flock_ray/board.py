@@ -123,9 +123,23 @@ class Board:
             DeployConflictError: Another driver has a different agent of that name there.
         """
         packages = [package(d, self._registry, self._codec, self._owner) for d in definitions]
-        version, blobs = await self._links.router.deploy([wire.encode(p) for p in packages], replace)
+        version, blobs = await self._deploy([wire.encode(p) for p in packages], replace)
         self._mine = {definition.name: definition for definition in definitions}
         self._compile(version, blobs)
+
+    async def _deploy(self, packages: list[bytes], replace: bool) -> tuple[int, dict[str, bytes]]:
+        """Deploy; a router that restarts meanwhile is asked again."""
+        deadline = self._monotonic() + self._publish_timeout_s
+        while True:
+            try:
+                answer: tuple[int, dict[str, bytes]] = await self._links.router.deploy(packages, replace)
+                return answer
+            except PeerGoneError as gone:
+                if gone.final or self._monotonic() >= deadline:
+                    raise StoreUnavailableError(
+                        f"The board's router does not answer ({gone}). Try again."
+                    ) from gone
+                await asyncio.sleep(0.1)
 
     def _compile(self, version: int, blobs: dict[str, bytes]) -> None:
         definitions = []
@@ -166,7 +180,12 @@ class Board:
         return outcomes
 
     async def _publish_to(
-        self, shard: int, positions: list[int], postings: Sequence[wire.Posting], outcomes: list[int], version: int
+        self,
+        shard: int,
+        positions: list[int],
+        postings: Sequence[wire.Posting],
+        outcomes: list[int],
+        version: int,
     ) -> None:
         batches = list(parts(positions, lambda i: len(postings[i].envelope.payload) + ENVELOPE_BYTES))
         if len(batches) == 1:
@@ -186,7 +205,12 @@ class Board:
                 group.create_task(send(part))
 
     async def _publish_batch(
-        self, shard: int, positions: list[int], postings: Sequence[wire.Posting], outcomes: list[int], matched_with: int
+        self,
+        shard: int,
+        positions: list[int],
+        postings: Sequence[wire.Posting],
+        outcomes: list[int],
+        matched_with: int,
     ) -> None:
         batch = [postings[i] for i in positions]
         deadline = self._monotonic() + self._publish_timeout_s
@@ -224,7 +248,9 @@ class Board:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    async def wait_idle(self, *, timeout_s: float | None, workflow: str | None = None, timers: bool = False) -> bool:
+    async def wait_idle(
+        self, *, timeout_s: float | None, workflow: str | None = None, timers: bool = False
+    ) -> bool:
         """Wait until nothing runs, is ready or travels; False when the time is over.
 
         Two rounds with equal activity counters prove that nothing moved from one shard to another
@@ -237,7 +263,9 @@ class Board:
             if first is None:
                 return False
             if self.num_shards > 1:
-                again = await asyncio.gather(*(self._call(s.wait_quiet(workflow, 0)) for s in self._links.shards))
+                again = await asyncio.gather(
+                    *(self._call(s.wait_quiet(workflow, 0)) for s in self._links.shards)
+                )
                 if [tuple(entry) for entry in again] != first:
                     continue
             if not timers:
@@ -259,7 +287,11 @@ class Board:
         return states if all(quiet for quiet, _ in states) else None
 
     def _left(self, deadline: float | None) -> float:
-        return self.long_call_s if deadline is None else max(0.0, min(self.long_call_s, deadline - self._monotonic()))
+        return (
+            self.long_call_s
+            if deadline is None
+            else max(0.0, min(self.long_call_s, deadline - self._monotonic()))
+        )
 
     async def _any_event(self, heads: list[int], deadline: float | None) -> bool:
         """Wait until any shard has an event behind these positions; False when the time is over."""
@@ -289,9 +321,7 @@ class Board:
         found = [envelope for part in parts for envelope in _envelopes(part)]
         return found[0] if found else None
 
-    async def read(
-        self, *, type_name: str | None = None, workflow: str | None = None
-    ) -> list[wire.Envelope]:
+    async def read(self, *, type_name: str | None = None, workflow: str | None = None) -> list[wire.Envelope]:
         """Return all artifacts of a type or workflow, in order per shard and by creation overall."""
 
         async def from_shard(link: Any) -> list[wire.Envelope]:
@@ -312,20 +342,24 @@ class Board:
     async def stream(
         self, cursor: dict[int, int], *, type_name: str | None, workflow: str | None
     ) -> AsyncIterator[tuple[int, int, wire.Envelope | None]]:
-        """Yield (shard, position, artifact) behind a cursor, for ever; the artifact is None for a gap."""
+        """Yield (shard, position, artifact) behind a cursor, for ever; the artifact is None for a gap.
 
-        async def next_of(shard: int) -> tuple[int, list[wire.Envelope], int, bool]:
+        The cursor moves with every artifact that is handed over.
+        """
+
+        async def next_of(shard: int) -> tuple[int, list[tuple[int, wire.Envelope]], int, bool]:
             after = cursor.get(shard, 0)
-            blob, position, gap = await self._call(
-                self.shard(shard).read(after, type_name, workflow, 500, self.long_call_s)
+            blob, positions, position, gap = await self._call(
+                self.shard(shard).read_at(after, type_name, workflow, 500, self.long_call_s)
             )
-            return shard, _envelopes(blob), position, gap
+            return shard, list(zip(positions, _envelopes(blob), strict=True)), position, gap
 
         async for shard, found, position, gap in self._merge(next_of):
             if gap:
                 yield shard, cursor.get(shard, 0), None
-            for envelope in found:
-                yield shard, position, envelope
+            for seq, envelope in found:
+                cursor[shard] = seq
+                yield shard, seq, envelope
             cursor[shard] = position
 
     async def event_stream(
@@ -335,12 +369,15 @@ class Board:
 
         async def next_of(shard: int) -> tuple[int, list[Event], int, bool]:
             blob, position = await self._call(
-                self.shard(shard).event_list(cursor.get(shard, 0), list(kinds), workflow, 500, self.long_call_s)
+                self.shard(shard).event_list(
+                    cursor.get(shard, 0), list(kinds), workflow, 500, self.long_call_s
+                )
             )
             return shard, _events(blob), position, False
 
         async for shard, found, position, _ in self._merge(next_of):
             for event in found:
+                cursor[shard] = event.seq
                 yield event
             cursor[shard] = position
 
@@ -376,7 +413,9 @@ class Board:
                 total.waiting + part.waiting,
                 total.delayed + part.delayed,
                 total.cancelled or part.cancelled,
-                min(t for t in (total.created_us, part.created_us) if t) if total.created_us or part.created_us else 0,
+                min(t for t in (total.created_us, part.created_us) if t)
+                if total.created_us or part.created_us
+                else 0,
                 max(total.updated_us, part.updated_us),
                 {k: total.counts.get(k, 0) + part.counts.get(k, 0) for k in total.counts | part.counts},
                 total.waiting_for + part.waiting_for,
@@ -390,4 +429,6 @@ class Board:
 
     async def each(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every shard."""
-        return list(await asyncio.gather(*(self._call(getattr(s, method)(*args)) for s in self._links.shards)))
+        return list(
+            await asyncio.gather(*(self._call(getattr(s, method)(*args)) for s in self._links.shards))
+        )

@@ -91,7 +91,11 @@ def _rows(settings: BaseSettings, environment: Mapping[str, str]) -> Iterator[tu
     given = {name.upper() for name in environment}
     for variable, field in _variables(type(settings)).items():
         value = getattr(settings, field)
-        yield variable, "-" if value is None else str(value), "environment" if variable in given else "default"
+        yield (
+            variable,
+            "-" if value is None else str(value),
+            "environment" if variable in given else "default",
+        )
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -116,13 +120,17 @@ def _load(target: str) -> Flock:
 
     module_name, separator, name = target.partition(":")
     if not (module_name and separator and name):
-        raise ConfigurationError(f"{target!r} names no flock: write module:name, as in flock check shop.main:flock.")
+        raise ConfigurationError(
+            f"{target!r} names no flock: write module:name, as in flock check shop.main:flock."
+        )
     if "" not in sys.path:
         sys.path.insert(0, "")  # a console script does not look in the current directory
     try:
         found: Any = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigurationError(f"Can't import {module_name!r}: {error}. Run it where its imports work.") from error
+        raise ConfigurationError(
+            f"Can't import {module_name!r}: {error}. Run it where its imports work."
+        ) from error
     for part in name.split("."):
         found = getattr(found, part, None)
     made = found() if inspect.isfunction(found) else found

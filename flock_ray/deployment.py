@@ -32,7 +32,8 @@ class CloudpickleCodec:
             AgentNotPicklableError: Something it refers to can't leave this process; says what.
         """
         try:
-            return cloudpickle.dumps(definition)
+            data: bytes = cloudpickle.dumps(definition)
+            return data
         except Exception as error:
             kind, text = safe_error_text(error)
             raise AgentNotPicklableError(
@@ -46,9 +47,7 @@ class CloudpickleCodec:
         return definition
 
 
-def package(
-    definition: AgentDefinition, registry: TypeRegistry, codec: Any, owner: str
-) -> wire.AgentPackage:
+def package(definition: AgentDefinition, registry: TypeRegistry, codec: Any, owner: str) -> wire.AgentPackage:
     """Pack one agent."""
     spec = MatchTable(0, (definition,), registry).spec
     pool = wire.PoolInfo()

@@ -32,7 +32,8 @@ async def invoke(
         raise ConfigurationError(f"invoke({agent!r}): no such agent is on this board.")
     envelope = publisher.posting(obj, produced_by=DIRECT).envelope
     subscription = next(
-        (s.id for s in definition.subscriptions if envelope.type in {registry.name_for(c) for c in s.types}), None
+        (s.id for s in definition.subscriptions if envelope.type in {registry.name_for(c) for c in s.types}),
+        None,
     )
     if subscription is None:
         raise ConfigurationError(f"invoke({agent!r}): the agent does not consume {envelope.type}.")
@@ -43,7 +44,9 @@ async def invoke(
     try:
         blob = await board.worker(worker).invoke(wire.encode(task))
     except PeerGoneError as error:
-        raise AgentCrashedError(f"The worker died while agent {agent!r} ran; nothing was published.") from error
+        raise AgentCrashedError(
+            f"The worker died while agent {agent!r} ran; nothing was published."
+        ) from error
     completion = msgspec.msgpack.decode(blob, type=wire.Completion)
     if completion.error is not None:
         raise AgentError(f"agent {agent!r} failed: {completion.error.type}: {completion.error.message}")

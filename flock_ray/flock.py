@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
 
 from flock_ray.agent import AgentBuilder
 from flock_ray.artifact import Artifact
-from flock_ray.asking import Why, explain, workflow_status
+from flock_ray.asking import Why, explain, workflow_id, workflow_status
 from flock_ray.config import RayConfig, load_ray_config, load_settings
 from flock_ray.core.check import Finding, check
 from flock_ray.core.definition import AgentDefinition
@@ -106,7 +106,9 @@ class Flock:
         self._ray = ray or load_ray_config()
         self._registry = registry
         self._builders: dict[str, AgentBuilder] = {}
-        self._changed = True
+        self._changes = 0
+        self._deployed: int | None = None
+        """Value of `_changes` that is on the board; None before the first deploy."""
         self._opened: Opened | None = None
         self._opening: asyncio.Lock | None = None
         self._closed = False
@@ -124,11 +126,12 @@ class Flock:
         """
         if name in self._builders:
             raise DuplicateAgentError(
-                f"This flock has an agent {name!r} already. Keep the builder that agent() returned, or take another name."
+                f"This flock has an agent {name!r} already. "
+                "Keep the builder that agent() returned, or take another name."
             )
         builder = AgentBuilder(name, registry=self._registry, on_change=self._on_change, owner=self)
         self._builders[name] = builder
-        self._changed = True
+        self._on_change()
         return builder
 
     @property
@@ -141,7 +144,7 @@ class Flock:
         return self._builders[name]
 
     def _on_change(self) -> None:
-        self._changed = True
+        self._changes += 1
 
     def _definitions(self) -> list[AgentDefinition]:
         definitions = [builder.definition_checked() for builder in self._builders.values()]
@@ -152,7 +155,7 @@ class Flock:
 
     # -- life ----------------------------------------------------------------------------------
 
-    async def start(self) -> Flock:
+    async def start(self) -> Self:
         """Open the board and deploy the agents; done by the first use otherwise.
 
         Raises:
@@ -168,22 +171,18 @@ class Flock:
     async def _ready(self) -> Opened:
         if self._closed:
             raise BoardClosedError("This Flock was shut down. Create a new one to go on.")
-        if self._opened is not None and not self._changed:
+        if self._opened is not None and self._deployed == self._changes:
             return self._opened
         if self._opening is None:
             self._opening = asyncio.Lock()
         async with self._opening:
             if self._opened is None:
                 self._opened = await self._open()
-                self._changed = True
-            if self._changed:
-                definitions = self._definitions()
-                self._changed = False
-                try:
-                    await self._opened.board.deploy(definitions, replace=self._settings.replace_agents)
-                except BaseException:
-                    self._changed = True
-                    raise
+            while self._deployed != self._changes:
+                # Whoever publishes meanwhile waits: it would be matched without these agents.
+                changes, definitions = self._changes, self._definitions()
+                await self._opened.board.deploy(definitions, replace=self._settings.replace_agents)
+                self._deployed = changes
         return self._opened
 
     async def _ready_board(self) -> Board:
@@ -200,15 +199,15 @@ class Flock:
         if self._closed:
             return
         opened = self._opened
-        if opened is not None and flush_batches and opened.owns:
-            if sum(await opened.board.each("flush_batches")):
-                await opened.board.wait_idle(timeout_s=5.0)
+        flush = opened is not None and flush_batches and opened.owns
+        if opened is not None and flush and sum(await opened.board.each("flush_batches")):
+            await opened.board.wait_idle(timeout_s=5.0)
         self._closed = True
         if opened is not None:
             opened.board.closed = True
             await opened.close()
 
-    async def __aenter__(self) -> Flock:
+    async def __aenter__(self) -> Self:
         """Open the board."""
         return await self.start()
 
@@ -312,7 +311,12 @@ class Flock:
     # -- running -------------------------------------------------------------------------------
 
     async def invoke(
-        self, agent: AgentBuilder | str, obj: BaseModel, *, publish_outputs: bool = True, timeout: float | None = None
+        self,
+        agent: AgentBuilder | str,
+        obj: BaseModel,
+        *,
+        publish_outputs: bool = True,
+        timeout: float | None = None,
     ) -> list[Artifact]:
         """Run one agent on one input, past subscriptions, predicates and visibility; returns its outputs.
 
@@ -386,7 +390,11 @@ class Flock:
     # -- waiting -------------------------------------------------------------------------------
 
     async def run_until_idle(
-        self, *, timeout: float | timedelta | None = None, include_timers: bool = False, wait_for_input: bool = False
+        self,
+        *,
+        timeout: float | timedelta | None = None,
+        include_timers: bool = False,
+        wait_for_input: bool = False,
     ) -> None:
         """Wait until nothing runs, is ready or travels between shards.
 
@@ -402,9 +410,13 @@ class Flock:
         """
         board = await self._ready_board()
         if not await board.wait_idle(timeout_s=seconds(timeout), timers=include_timers):
-            raise WaitTimeoutError(f"The board was still busy after {seconds(timeout):g} s. Its work goes on.")
+            raise WaitTimeoutError(
+                f"The board was still busy after {seconds(timeout):g} s. Its work goes on."
+            )
 
-    async def run_until(self, condition: Condition | Any, *, timeout: float | timedelta | None = None) -> bool:
+    async def run_until(
+        self, condition: Condition | Any, *, timeout: float | timedelta | None = None
+    ) -> bool:
         """Wait for a condition (`Until`).
 
         Returns:
@@ -412,28 +424,40 @@ class Flock:
         """
         return await wait_until(self, await self._ready_board(), condition, seconds(timeout), self._registry)
 
-    async def wait(self, correlation_id: str, *, timeout: float | timedelta | None = None) -> WorkflowStatus:
+    async def wait(
+        self, workflow: Artifact | str | None, *, timeout: float | timedelta | None = None
+    ) -> WorkflowStatus:
         """Wait until nothing of a workflow runs any more, and return its status.
+
+        Args:
+            workflow: A correlation id, or an artifact of the workflow.
+            timeout: Seconds; None is no limit.
 
         Raises:
             WaitTimeoutError: It was still active.
         """
+        correlation_id = workflow_id(workflow)
         board = await self._ready_board()
         if not await board.wait_idle(timeout_s=seconds(timeout), workflow=correlation_id):
-            raise WaitTimeoutError(f"Workflow {correlation_id!r} was still active after {seconds(timeout):g} s.")
+            raise WaitTimeoutError(
+                f"Workflow {correlation_id!r} was still active after {seconds(timeout):g} s."
+            )
         return await self.workflow_status(correlation_id)
 
     async def flush_batches(self) -> int:
         """Run partial batches now; returns how many."""
         return sum(await (await self._ready_board()).each("flush_batches"))
 
-    async def cancel(self, correlation_id: str) -> int:
+    async def cancel(self, workflow: Artifact | str | None) -> int:
         """Cancel a workflow: what is open is stopped, what arrives later is not matched.
+
+        Args:
+            workflow: A correlation id, or an artifact of the workflow.
 
         Returns:
             How many activations were open.
         """
-        return sum(await (await self._ready_board()).each("cancel", correlation_id))
+        return sum(await (await self._ready_board()).each("cancel", workflow_id(workflow)))
 
     # -- reading and asking --------------------------------------------------------------------
 
@@ -442,7 +466,7 @@ class Flock:
     ) -> AsyncIterator[Artifact | Gap]:
         """Yield artifacts of a type or a workflow as they arrive, for ever.
 
-        At least once from a cursor on; a `Gap` stands where retention was faster than the reader.
+        A kept cursor goes on behind the last artifact handed over; a `Gap` stands where retention was faster.
 
         Args:
             what: A type, a correlation id, or None for everything.
@@ -450,7 +474,9 @@ class Flock:
                 None starts with the oldest artifact kept.
         """
         board = await self._ready_board()
-        async for item in artifact_stream(board, self._registry, what, after if after is not None else Cursor()):
+        async for item in artifact_stream(
+            board, self._registry, what, after if after is not None else Cursor()
+        ):
             yield item
 
     async def events(
@@ -466,12 +492,14 @@ class Flock:
             after: Where an earlier reader was; None starts with the oldest event kept.
         """
         board = await self._ready_board()
-        async for event in event_stream(board, kinds, correlation_id, after if after is not None else Cursor()):
+        async for event in event_stream(
+            board, kinds, correlation_id, after if after is not None else Cursor()
+        ):
             yield event
 
-    async def workflow_status(self, correlation_id: str) -> WorkflowStatus:
-        """Return what a workflow does and what it waits for."""
-        return await workflow_status(await self._ready_board(), correlation_id)
+    async def workflow_status(self, workflow: Artifact | str | None) -> WorkflowStatus:
+        """Return what a workflow, named by correlation id or by one of its artifacts, does and waits for."""
+        return await workflow_status(await self._ready_board(), workflow_id(workflow))
 
     async def get_correlation_status(self, correlation_id: str) -> dict[str, Any]:
         """Return upstream's form of `workflow_status`."""
@@ -494,5 +522,3 @@ class Flock:
         """Return workers and demand by pool; the pool of light agents is `shared`."""
         pools: dict[str, dict[str, Any]] = await (await self._ready_board()).router.pools()
         return pools
-
-

@@ -31,9 +31,7 @@ async def open_on_ray(settings: FlockSettings, ray_config: RayConfig, registry: 
     """Join or start Ray, join or create the board."""
     import asyncio
 
-    import ray
-
-    from flock_ray.actors.bootstrap import ensure_ray, open_board, stop_ray
+    from flock_ray.actors.bootstrap import cluster_cpus, ensure_ray, open_board, stop_ray
     from flock_ray.actors.clock import SystemClock
     from flock_ray.actors.processes import BoardPlan
     from flock_ray.actors.router import RouterSettings
@@ -41,7 +39,7 @@ async def open_on_ray(settings: FlockSettings, ray_config: RayConfig, registry: 
 
     # In this thread: Ray installs signal handlers, which only the main thread may.
     ensure_ray(ray_config)
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cpus = cluster_cpus()
     per_shard = None if settings.max_artifacts is None else max(1, settings.max_artifacts // settings.shards)
     plan = BoardPlan(
         namespace=settings.namespace or f"default-{uuid.uuid4().hex[:12]}",

@@ -156,7 +156,9 @@ class Peers(Protocol):
 class Spawner(Protocol):
     """Starts and ends worker processes."""
 
-    async def start(self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> WorkerLink:
+    async def start(
+        self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]
+    ) -> WorkerLink:
         """Start a worker process; returns when it answers.
 
         Raises:

@@ -50,13 +50,17 @@ class Publisher:
         """Return an artifact with its matches; parameters as for `Flock.publish`."""
         now_us = self._clock.now_us()
         _check_options(visibility, priority)
-        correlation_id, partition_key = _text("correlation_id", correlation_id), _text("partition_key", partition_key)
+        correlation_id, partition_key = (
+            _text("correlation_id", correlation_id),
+            _text("partition_key", partition_key),
+        )
         idempotency_key = _text("idempotency_key", idempotency_key)
         not_before_us = 0 if delay is None else _not_before_us(delay, now_us)
         artifact_id = uuid.uuid4().bytes
+        parents: tuple[bytes, ...] = ()
         if isinstance(obj, Artifact):
             model = self._load(obj.type, obj.envelope.payload, obj.version)
-            artifact_id = obj.id.bytes
+            artifact_id, parents = obj.id.bytes, obj.envelope.parents
             correlation_id = obj.correlation_id or correlation_id
             partition_key = obj.partition_key or partition_key
             tags = obj.tags if obj.tags else tags
@@ -84,6 +88,7 @@ class Publisher:
             tags=_tags(tags),
             visibility=visibility,
             partition_key=partition_key,
+            parents=parents,
             priority=priority,
             not_before_us=not_before_us,
             idempotent=idempotency_key is not None,
@@ -117,7 +122,9 @@ def item_key(idempotency_key: str | None, position: int) -> str | None:
 
 def _check_options(visibility: object, priority: object) -> None:
     if visibility is not None and not isinstance(visibility, Visibility):
-        raise ConfigurationError(f"publish(visibility={visibility!r}): give a visibility, such as PublicVisibility().")
+        raise ConfigurationError(
+            f"publish(visibility={visibility!r}): give a visibility, such as PublicVisibility()."
+        )
     if type(priority) is not int:
         raise ConfigurationError(f"publish(priority={priority!r}): give a whole number; higher runs earlier.")
 

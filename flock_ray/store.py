@@ -43,7 +43,9 @@ class BoardStore:
         envelopes = await (await self._ready()).read(type_name=type_name)
         return [Artifact.from_envelope(envelope) for envelope in envelopes]
 
-    async def get_by_type(self, model: type[ModelT], *, correlation_id: str | None = None) -> builtins.list[ModelT]:
+    async def get_by_type(
+        self, model: type[ModelT], *, correlation_id: str | None = None
+    ) -> builtins.list[ModelT]:
         """Return every artifact of a type as models, of one workflow if asked."""
         entry = self._registry.ensure(model)
         envelopes = await (await self._ready()).read(type_name=entry.name, workflow=correlation_id)

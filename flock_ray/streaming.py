@@ -56,7 +56,9 @@ async def artifact_stream(
     """Yield artifacts behind a cursor."""
     type_name = registry.ensure(what).name if isinstance(what, type) else None
     workflow = what if isinstance(what, str) else None
-    async for shard, position, envelope in board.stream(cursor.positions, type_name=type_name, workflow=workflow):
+    async for shard, position, envelope in board.stream(
+        cursor.positions, type_name=type_name, workflow=workflow
+    ):
         yield Gap(shard, position) if envelope is None else Artifact.from_envelope(envelope)
 
 

@@ -105,14 +105,18 @@ class BoardFacts:
                 if leaf in self._true:
                     continue  # settled: it is not read on, so it would answer at once for ever
                 after = self._seen.get(leaf, {}).get(shard, 0)
-                calls.append(asyncio.ensure_future(link.read(after, leaf.type_name, leaf.correlation_id, 1, wait_s)))
+                calls.append(
+                    asyncio.ensure_future(link.read(after, leaf.type_name, leaf.correlation_id, 1, wait_s))
+                )
             if self.customs or (self.needs_idle and not until_idle):
                 head = (await link.stats())["events"]
                 calls.append(asyncio.ensure_future(link.event_list(head, [], None, 1, wait_s)))
         if until_idle:
             calls.append(asyncio.ensure_future(board.wait_idle(timeout_s=wait_s)))
         if not calls:
-            calls.append(asyncio.ensure_future(asyncio.sleep(wait_s)))  # nothing can change the answer any more
+            calls.append(
+                asyncio.ensure_future(asyncio.sleep(wait_s))
+            )  # nothing can change the answer any more
         await asyncio.wait(calls, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         for call in calls:
             call.cancel()

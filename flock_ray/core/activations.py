@@ -8,7 +8,6 @@ from heapq import heappush
 import msgspec
 
 from flock_ray.core import gates
-from flock_ray.core.when_tree import WhenTree, decode_when, eval_when, watched_types
 from flock_ray.core.dispatch import Dispatcher
 from flock_ray.core.events import EventLog
 from flock_ray.core.ids import activation_id, output_id, slot_of, workflow_id_for
@@ -16,6 +15,7 @@ from flock_ray.core.index import BoardIndex
 from flock_ray.core.records import Record
 from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
 from flock_ray.core.visibility import decode_visibility, encode_visibility, narrow
+from flock_ray.core.when_tree import WhenTree, decode_when, eval_when, watched_types
 from flock_ray.core.wire import AgentInfo, Envelope, Forward, Match, Posting, SubscriptionSpec, TableSpec
 
 ERROR_POSITION = 2**31 - 1
@@ -109,7 +109,14 @@ class ActivationDesk:
             return
         key = activation_id(agent, spec.id, (envelope.id,), 0)
         activation = Activation(
-            key, agent, spec.id, slot.index, workflow.id, (envelope,), now_us, spec.priority + envelope.priority
+            key,
+            agent,
+            spec.id,
+            slot.index,
+            workflow.id,
+            (envelope,),
+            now_us,
+            spec.priority + envelope.priority,
         )
         slot.open[key] = activation
         self.num_open += 1
@@ -226,10 +233,11 @@ class ActivationDesk:
             "failed_agent": agent, "error_type": error, "error_message": message,
             "timestamp": _iso(now_us), "task_id": activation.hex(), "correlation_id": correlation_id,
         }  # fmt: skip
+        visibility = encode_visibility(narrow(*(decode_visibility(e.visibility) for e in inputs)))
         envelope = Envelope(
             output_id(activation, ERROR_POSITION), "WorkflowError", 1, msgspec.json.encode(payload), correlation_id,
             slot_of(partition_key if partition_key is not None else correlation_id), f"orchestrator#{agent}", now_us,
-            tuple(sorted({tag for e in inputs for tag in e.tags})), encode_visibility(narrow(*(decode_visibility(e.visibility) for e in inputs))),
+            tuple(sorted({tag for e in inputs for tag in e.tags})), visibility,
             partition_key, tuple(e.id for e in inputs), activation, 0,
             tuple(sorted({name for e in inputs for name in e.via} | {agent})),
         )  # fmt: skip
@@ -238,7 +246,9 @@ class ActivationDesk:
     def _publish_output(self, slot: Slot, posting: Posting, now_us: int, *, unmatched: bool = False) -> None:
         envelope = posting.envelope
         if envelope.slot != slot.index:
-            self._send(slot, envelope.slot, "publish", posting=posting, match=_UNMATCHED if unmatched else None)
+            self._send(
+                slot, envelope.slot, "publish", posting=posting, match=_UNMATCHED if unmatched else None
+            )
         elif envelope.id not in self.index:
             self._accept(slot, posting, now_us)
             if unmatched:

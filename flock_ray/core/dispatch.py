@@ -175,7 +175,9 @@ class Dispatcher:
             total -= room
             self._hand_out(queue, share, worker, holding, out.setdefault(worker, []))
 
-    def _hand_out(self, queue: ReadyQueue, share: int, worker: str, holding: Holding, tasks: list[Task]) -> None:
+    def _hand_out(
+        self, queue: ReadyQueue, share: int, worker: str, holding: Holding, tasks: list[Task]
+    ) -> None:
         leases = self.leases.setdefault(worker, {})
         while share > 0 and queue.count:
             activation = queue.pop()
@@ -223,7 +225,9 @@ class Dispatcher:
         if leases is None or leases.pop(activation.id, None) is None:
             return
         if activation.crashes >= SOLO_AFTER_CRASHES:
+            # Suspects of other agents may wait for this worker.
             self._solo.discard(worker)
+            self._hot.update(agent for agent, queue in self.ready.items() if queue.count)
         activation.holding.used -= 1
         queue = self.ready.get(activation.agent)
         if queue is not None and queue.count:

@@ -82,7 +82,12 @@ class EventLog:
         self.base += excess
 
     def read(
-        self, after: int, limit: int, *, kinds: frozenset[str] = frozenset(), correlation_id: str | None = None
+        self,
+        after: int,
+        limit: int,
+        *,
+        kinds: frozenset[str] = frozenset(),
+        correlation_id: str | None = None,
     ) -> tuple[list[Event], int]:
         """Return events behind a position and the position to go on from.
 
@@ -96,7 +101,9 @@ class EventLog:
         out: list[Event] = []
         if after + 1 < self.base and after > 0:
             missed = self.base - after - 1
-            out.append(Event(self.base - 1, 0, "gap", detail=f"{missed} events were dropped before they were read"))
+            out.append(
+                Event(self.base - 1, 0, "gap", detail=f"{missed} events were dropped before they were read")
+            )
         position = max(after + 1, self.base)
         while position <= self.head and len(out) < limit:
             at_us, kind, subject, origin = self._entries[position - self.base]

@@ -55,7 +55,9 @@ def batch_key(spec: SubscriptionSpec, envelope: Envelope) -> bytes:
     return (b"" if spec.scope == "board" else envelope.correlation_id.encode()) + BATCH_KEY
 
 
-def feed(slot: Slot, spec: SubscriptionSpec, key: bytes, item: Item, now_us: int) -> tuple[list[Firing], list[Expiry]]:
+def feed(
+    slot: Slot, spec: SubscriptionSpec, key: bytes, item: Item, now_us: int
+) -> tuple[list[Firing], list[Expiry]]:
     """Put one input into its gate; returns what fires and what has expired, oldest first."""
     if spec.kind == "batch":
         return _feed_batch(slot, spec, key, [item], now_us), []
@@ -128,7 +130,9 @@ def _restart(gate: Gate, now_us: int, arrival: int) -> None:
     gate.deadline_us = now_us + gate.spec.within_us if gate.spec.within_us else 0
 
 
-def _feed_batch(slot: Slot, spec: SubscriptionSpec, key: bytes, group: list[Item], now_us: int) -> list[Firing]:
+def _feed_batch(
+    slot: Slot, spec: SubscriptionSpec, key: bytes, group: list[Item], now_us: int
+) -> list[Firing]:
     gate = slot.gate(spec.id, key)
     if gate is None:
         gate = _open(slot, spec, key, now_us, 0)

@@ -114,7 +114,9 @@ class BoardIndex:
 
     def evicted_after(self, after: int, type_name: str | None) -> bool:
         """Say whether an artifact (of a type) behind a position was evicted."""
-        newest = max(self._evicted.values(), default=0) if type_name is None else self._evicted.get(type_name, 0)
+        newest = (
+            max(self._evicted.values(), default=0) if type_name is None else self._evicted.get(type_name, 0)
+        )
         return newest > after
 
     def _compact(self) -> None:
@@ -161,7 +163,9 @@ class BoardIndex:
             if not counters:
                 del self._counters[query.type]
 
-    def read(self, after: int, *, type_name: str | None = None, seqs: list[int] | None = None) -> Iterator[tuple[int, Envelope]]:
+    def read(
+        self, after: int, *, type_name: str | None = None, seqs: list[int] | None = None
+    ) -> Iterator[tuple[int, Envelope]]:
         """Iterate over artifacts behind a position in feed order.
 
         Args:

@@ -56,13 +56,17 @@ class Candidate:
         """Compile one subscription."""
         self.subscription = subscription
         self.self_trigger = not definition.prevent_self_trigger
-        self.identity = AgentIdentity(name=definition.name, labels=definition.labels, tenant_id=definition.tenant)
+        self.identity = AgentIdentity(
+            name=definition.name, labels=definition.labels, tenant_id=definition.tenant
+        )
         sub = subscription
         self.plain = not (sub.where or sub.from_agents or sub.tags or sub.join or sub.delivery == "exclusive")
         """True when only the producer and the visibility can stand in the way."""
         self.when: WhenSpec | None = None
 
-    def checks(self, envelope: Envelope, visibility: Visibility | None, model: Callable[[], Any]) -> Iterator[Check]:
+    def checks(
+        self, envelope: Envelope, visibility: Visibility | None, model: Callable[[], Any]
+    ) -> Iterator[Check]:
         """Test the conditions in order, cheap ones first; the caller stops at the first that fails."""
         sub = self.subscription
         own = envelope.produced_by == sub.agent
@@ -74,7 +78,9 @@ class Candidate:
         if visibility is not None:
             due = earliest_visible_us(visibility, self.identity, envelope.created_us)
             later = due is not None and due > envelope.created_us
-            yield Check("visibility", due is not None, str(visibility), None, due if later and due is not None else 0)
+            yield Check(
+                "visibility", due is not None, str(visibility), None, due if later and due is not None else 0
+            )
         for position, predicate in enumerate(sub.where):
             yield _test(f"where[{position}]", predicate, model)
 
@@ -239,7 +245,9 @@ class MatchTable:
             if candidate.subscription.join is not None:
                 key = candidate.key(get)
                 bad = isinstance(key, Refusal)
-                checks.append(Check("join key", not bad, "raised" if bad else repr(key), key.error if bad else None))  # type: ignore[union-attr]  # bad says which
+                checks.append(
+                    Check("join key", not bad, "raised" if bad else repr(key), key.error if bad else None)
+                )  # type: ignore[union-attr]  # bad says which
             out[candidate.subscription.id] = checks
         self._explain_exclusive(envelope, out)
         return out
@@ -262,7 +270,9 @@ def _rank(candidate: Candidate) -> int:
     return -candidate.subscription.priority
 
 
-def _compile(candidates: list[Candidate], tests: Sequence[tuple[str, int, Callable[[Any], bool]]]) -> _ForType:
+def _compile(
+    candidates: list[Candidate], tests: Sequence[tuple[str, int, Callable[[Any], bool]]]
+) -> _ForType:
     plain: tuple[Match, ...] | None = None
     if not tests and all(c.plain for c in candidates):
         served: set[str] = set()
@@ -288,7 +298,9 @@ def _choose(exclusive: list[tuple[Candidate, Match]], artifact_id: bytes) -> Mat
 
 
 def _signals(
-    tests: Sequence[tuple[str, int, Callable[[Any], bool]]], get: Callable[[], BaseModel], refusals: list[Refusal]
+    tests: Sequence[tuple[str, int, Callable[[Any], bool]]],
+    get: Callable[[], BaseModel],
+    refusals: list[Refusal],
 ) -> Iterator[tuple[str, int]]:
     for subscription, flag, predicate in tests:
         check = _test("activation", predicate, get)

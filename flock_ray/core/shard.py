@@ -41,7 +41,6 @@ from flock_ray.core.wire import (
     Task,
 )
 
-
 NOT_RUN = "UnknownAgentError"
 """Error type of a completion that says: this worker does not have the agent, hand it to another one."""
 
@@ -196,7 +195,11 @@ class ShardCore(ActivationDesk):
         """Make attempts ready again that a worker did not take."""
         for task in reversed(tasks):
             activation = self.slots[task.slot].open.get(task.id)
-            if activation is not None and activation.attempt == task.attempt and activation.worker is not None:
+            if (
+                activation is not None
+                and activation.attempt == task.attempt
+                and activation.worker is not None
+            ):
                 self.dispatch.release(activation)
                 self.dispatch.push(activation, front=True)
 
@@ -429,7 +432,13 @@ class ShardCore(ActivationDesk):
         self._maybe_settled(workflow)
 
     def _to_gate(
-        self, slot: Slot, workflow: Workflow, spec: SubscriptionSpec, match: Match, envelope: Envelope, now_us: int
+        self,
+        slot: Slot,
+        workflow: Workflow,
+        spec: SubscriptionSpec,
+        match: Match,
+        envelope: Envelope,
+        now_us: int,
     ) -> None:
         target = gates.gate_slot(spec, match, envelope)
         if target == slot.index:

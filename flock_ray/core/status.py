@@ -50,7 +50,9 @@ def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
         workflow = slot.workflows.get(workflow_id)
         if workflow is not None:
             part = _add(part, workflow)
-            part.waiting_for += [f"{sub}: its activation condition" for sub, name in slot.held if name == workflow_id]
+            part.waiting_for += [
+                f"{sub}: its activation condition" for sub, name in slot.held if name == workflow_id
+            ]
     waiting = [line for slot in core.slots.values() for line in _gates_of(slot, workflow_id)]
     if part is None and waiting:
         part = WorkflowPart(workflow_id)

@@ -9,11 +9,20 @@ nothing that is unknown (no clock, no creation time) ever widens access.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+)
 from pydantic import field_validator as validator
 
 from flock_ray.errors import ConfigurationError
@@ -36,6 +45,9 @@ __all__ = [
     "only_for",
 ]
 
+Names = Annotated[AbstractSet[str], AfterValidator(frozenset)]
+"""A set of names; any kind of set is taken, and kept frozen."""
+
 _AT_ONCE = timedelta(0)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -46,7 +58,7 @@ class AgentIdentity(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    labels: frozenset[str] = frozenset()
+    labels: Names = frozenset()
     tenant_id: str | None = None
     """None: belongs to no tenant, so it sees no tenant's artifacts."""
 
@@ -101,14 +113,14 @@ class PrivateVisibility(Visibility):
     """Only the agents of these names see it; with no names, nobody."""
 
     kind: Literal["Private"] = "Private"
-    agents: frozenset[str] = frozenset()
+    agents: Names = frozenset()
 
     def visible_after(self, agent: AgentIdentity) -> timedelta | None:
         """Return zero for the named agents."""
         return _AT_ONCE if agent.name in self.agents else None
 
     @field_serializer("agents", when_used="json")
-    def _stable(self, names: frozenset[str]) -> list[str]:
+    def _stable(self, names: AbstractSet[str]) -> list[str]:
         return sorted(names)
 
 
@@ -116,14 +128,14 @@ class LabelledVisibility(Visibility):
     """Agents that have all of these labels see it."""
 
     kind: Literal["Labelled"] = "Labelled"
-    required_labels: frozenset[str]
+    required_labels: Names
 
     def visible_after(self, agent: AgentIdentity) -> timedelta | None:
         """Return zero for agents that have every label."""
         return _AT_ONCE if self.required_labels <= agent.labels else None
 
     @field_serializer("required_labels", when_used="json")
-    def _stable(self, labels: frozenset[str]) -> list[str]:
+    def _stable(self, labels: AbstractSet[str]) -> list[str]:
         return sorted(labels)
 
 

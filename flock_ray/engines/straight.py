@@ -52,8 +52,10 @@ class StraightRun:
         declared = definition.best_of or definition.calls or definition.utilities
         only = contract.specs[0] if len(contract.specs) == 1 else None
         conditions = only is None or only.where or only.validate or only.visibility or only.fan_out
-        return not (declared or conditions or function.is_async or function.wants_context) and only is not None and (
-            only.count == 1
+        return (
+            not (declared or conditions or function.is_async or function.wants_context)
+            and only is not None
+            and (only.count == 1)
         )
 
     def read(self, task: Task) -> BaseModel | None:

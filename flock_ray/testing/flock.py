@@ -37,7 +37,9 @@ class VirtualFlock(Flock):
     async def _open(self) -> Opened:
         settings = self._settings
         clock = VirtualClock()
-        per_shard = None if settings.max_artifacts is None else max(1, settings.max_artifacts // settings.shards)
+        per_shard = (
+            None if settings.max_artifacts is None else max(1, settings.max_artifacts // settings.shards)
+        )
         local = self.local = LocalBoard(
             settings.shards,
             clock=clock,

@@ -277,7 +277,9 @@ class LocalBoard:
 
     # the Spawner port
 
-    async def start(self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> Any:
+    async def start(
+        self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]
+    ) -> Any:
         """Make a worker and attach it."""
         made = Worker(
             worker, clock=self._clock, monotonic=lambda: asyncio.get_running_loop().time(), peers=self,

@@ -16,8 +16,10 @@ from typing import Any, TypeVar
 from flock_ray.actors.router import RouterSettings
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.board import Board, BoardLinks
+from flock_ray.core.dispatch import Dispatcher
 from flock_ray.core.records import Record
 from flock_ray.core.registry import TypeRegistry, type_registry
+from flock_ray.core.shard import ShardCore
 from flock_ray.errors import PoolSaturatedError, StoreUnavailableError
 from flock_ray.opening import Opened
 from flock_ray.ports import PeerGoneError
@@ -182,7 +184,11 @@ class SimJournal:
     async def append(self, records: Sequence[Record]) -> None:
         world = self._world
         self.pending = list(records)
-        await asyncio.sleep(world.faults.max_append_s * world.rng.random())
+        try:
+            await asyncio.sleep(world.faults.max_append_s * world.rng.random())
+        except asyncio.CancelledError:
+            self.pending = []  # the writer died
+            raise
         if world.rng.random() < world.faults.failing_append:
             raise StoreUnavailableError("the store is away")
         self.records.extend(records)
@@ -263,6 +269,41 @@ class SimBoard(LocalBoard):
         await asyncio.sleep(self.world.rng.random() * 2)
         self.the_router = self._make_router()
         self.the_router.start(first=False)
+
+
+    async def restart_shard(self) -> None:
+        """A shard dies with everything that its journal does not have; a new one rebuilds the rest."""
+        index = self.world.rng.randrange(self.num_shards)
+        old, self.shards[index] = self.shards[index], None
+        if old is None:
+            return
+        self.crashes.shards += 1
+        self.world.die(old)
+        await old.close()
+        journal = self.journals[index]
+        assert isinstance(journal, SimJournal)
+        journal.pending = []
+        await asyncio.sleep(self.world.rng.random())
+        new = self._make_shard(index)
+        recover(new.core, journal.records)
+        new._agents = old._agents  # the journal has the table, not the code
+        self.shards[index] = new
+        new.start()
+        new._wake.set()
+
+
+def recover(core: ShardCore, records: Sequence[Record]) -> None:
+    """Rebuild a core: durable state by replay, the rest from it."""
+    for record in records:
+        core.replay(record)
+    outbox = [forward for slot in core.slots.values() for forward in slot.outbox.values()]
+    core.local_forwards = [forward for forward in outbox if forward.target in core.slots]
+    core.remote_forwards = [forward for forward in outbox if forward.target not in core.slots]
+    core.cancels = []
+    core.quiet = []
+    core.dispatch = Dispatcher(lambda a: core.slots[a.slot].open.get(a.id) is a)
+    for activation in [a for slot in core.slots.values() for a in slot.open.values()]:
+        core.dispatch.push(activation)
 
 
 class SimFlock(VirtualFlock):

@@ -143,11 +143,13 @@ async def make_trouble(flock: SimFlock, world: World, story: Story, events: int)
     deployed = False
     for _ in range(events):
         await asyncio.sleep(rng.random() * 0.8)
-        what = rng.choice(("worker", "worker", "router", "deploy", "cancel", "flush", "nothing"))
+        what = rng.choice(("worker", "worker", "router", "deploy", "cancel", "flush", "shard"))
         if what == "worker":
             flock.sim.kill_worker()
         elif what == "router":
             await flock.sim.restart_router()
+        elif what == "shard":
+            await flock.sim.restart_shard()
         elif what == "deploy" and not deployed:
             deployed = True
             declare_late(flock)

@@ -68,15 +68,17 @@ def test_a_kept_cursor_goes_on_behind_what_was_read() -> None:
 
 def test_a_reader_slower_than_retention_gets_a_gap_and_then_what_is_left() -> None:
     async def main() -> None:
-        async with VirtualFlock(max_artifacts=3) as flock:
+        async with VirtualFlock(max_artifacts=1000) as flock:
             await flock.publish(Item(n=0))
             cursor = Cursor()
             await take(flock.stream(Item, after=cursor), 1)
-            for n in range(1, 10):
+            await flock.publish_many([Item(n=1)])
+            for n in range(2, 1003):
                 await flock.publish(Item(n=n))
+            assert await flock.store.count(Item) == 1000
             gap, *rest = await take(flock.stream(Item, after=cursor), 4)
             assert isinstance(gap, Gap)
-            assert numbers(rest) == [7, 8, 9]
+            assert numbers(rest) == [3, 4, 5]
             assert all(isinstance(item, Artifact) for item in rest)
 
     run_virtual(main())

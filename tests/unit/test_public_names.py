@@ -1,0 +1,56 @@
+"""The public names of the package: adding or dropping one is a decision."""
+
+from __future__ import annotations
+
+import pytest
+
+import flock_ray
+
+NAMES = [
+    "AfterVisibility",
+    "AgentBuilder",
+    "AgentIdentity",
+    "Artifact",
+    "BatchSpec",
+    "Context",
+    "Cursor",
+    "EngineComponent",
+    "EvalInputs",
+    "EvalResult",
+    "FanOutRange",
+    "FanOutSpec",
+    "Flock",
+    "FlockError",
+    "FlockSettings",
+    "Gap",
+    "JoinSpec",
+    "LabelledVisibility",
+    "PrivateVisibility",
+    "PublicVisibility",
+    "RayConfig",
+    "TenantVisibility",
+    "TimerTick",
+    "Until",
+    "Visibility",
+    "When",
+    "WorkflowError",
+    "flock_tool",
+    "flock_type",
+    "only_for",
+    "upcaster",
+]
+
+
+def test_the_public_names_are_these() -> None:
+    assert flock_ray.__all__ == NAMES == sorted(flock_ray.__all__)
+    assert set(dir(flock_ray)) >= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_public_name_can_be_loaded(name: str) -> None:
+    assert getattr(flock_ray, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="Nonsense"):
+        flock_ray.Nonsense  # noqa: B018
