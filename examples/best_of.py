@@ -27,10 +27,8 @@ def shuffle(word: Word) -> Anagram:
     random.shuffle(letters)
     if letters[0] == "q":
         raise ValueError("not with a q in front")
-    pairs = zip(letters, letters[1:], strict=False)
-    return Anagram(
-        text="".join(letters), vowels_apart=sum((a in "aeiou") != (b in "aeiou") for a, b in pairs)
-    )
+    changes = sum((a in "aeiou") != (b in "aeiou") for a, b in pairwise(letters))
+    return Anagram(text="".join(letters), vowels_apart=changes)
 
 
 def score(result: EvalResult) -> float:

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="print each setting, its value and where it comes from")
     config.set_defaults(command=_config)
     check = commands.add_parser("check", help="look for mistakes in a flock's declarations; runs nothing")
-    check.add_argument("target", metavar="MODULE:NAME", help="a Flock, or a function that returns one")
+    check.add_argument("target", metavar="MODULE:NAME", help="a Flock, or a function that makes one")
     check.add_argument(
         "--published",
         action="append",
@@ -133,13 +133,28 @@ def _load(target: str) -> Flock:
         ) from error
     for part in name.split("."):
         found = getattr(found, part, None)
-    made = found() if inspect.isfunction(found) else found
+    made = _make(found) if inspect.isfunction(found) else found
     if not isinstance(made, Flock):
         raise ConfigurationError(
-            f"{target} is a {type(made).__name__}, not a Flock: name a Flock, or a function without "
-            "parameters that returns one."
+            f"{target} is no Flock (but a {type(found).__name__}): name a Flock, a function without parameters that "
+            "returns one, or a function of a Flock that declares its agents."
         )
     return made
+
+
+def _make(function: Callable[..., Any]) -> Any:
+    """Call a function that makes a Flock, or one that declares agents on a Flock; None for any other."""
+    from flock_ray.flock import Flock
+
+    empty = Flock()
+    for arguments in ((), (empty,)):
+        try:
+            inspect.signature(function).bind(*arguments)
+        except TypeError:
+            continue
+        made = function(*arguments)
+        return empty if made is None and arguments else made
+    return None
 
 
 if __name__ == "__main__":

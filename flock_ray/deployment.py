@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]  # ships no types
 
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition

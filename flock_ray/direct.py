@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
 
 import msgspec
@@ -43,6 +45,10 @@ async def invoke(
     worker = await board.router.worker_for(agent)
     try:
         blob = await board.worker(worker).invoke(wire.encode(task))
+    except asyncio.CancelledError:
+        with contextlib.suppress(PeerGoneError):  # a caller who waits no longer wants it to end
+            await board.worker(worker).cancel([task.id])
+        raise
     except PeerGoneError as error:
         raise AgentCrashedError(
             f"The worker died while agent {agent!r} ran; nothing was published."

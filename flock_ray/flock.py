@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -14,7 +14,6 @@ from pydantic import BaseModel
 
 from flock_ray.agent import AgentBuilder
 from flock_ray.artifact import Artifact
-from flock_ray.asking import Why, explain, workflow_id, workflow_status
 from flock_ray.config import RayConfig, load_ray_config, load_settings
 from flock_ray.core.check import Finding, check
 from flock_ray.core.definition import AgentDefinition
@@ -29,14 +28,11 @@ from flock_ray.errors import (
 )
 from flock_ray.opening import Opened, open_on_ray
 from flock_ray.publishing import Publisher, item_key, new_workflow
+from flock_ray.reading import BoardReading
 from flock_ray.store import BoardStore
-from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream, event_stream
-from flock_ray.waiting import seconds, wait_until
 
 if TYPE_CHECKING:
-    from flock_ray.asking import WorkflowStatus
     from flock_ray.board import Board
-    from flock_ray.core.conditions import Condition
     from flock_ray.core.visibility import Visibility
 
 __all__ = ["Flock"]
@@ -44,7 +40,7 @@ __all__ = ["Flock"]
 _workflow: ContextVar[str | None] = ContextVar("flock_workflow", default=None)
 
 
-class Flock:
+class Flock(BoardReading):
     """A blackboard and the agents around it.
 
     Nothing starts before the first `publish`, `run` or `invoke`: then Ray is joined or started, the
@@ -387,127 +383,7 @@ class Flock:
         last = rest[-1][0] if rest else first
         return await self._made_by(last, workflow)
 
-    # -- waiting -------------------------------------------------------------------------------
-
-    async def run_until_idle(
-        self,
-        *,
-        timeout: float | timedelta | None = None,
-        include_timers: bool = False,
-        wait_for_input: bool = False,
-    ) -> None:
-        """Wait until nothing runs, is ready or travels between shards.
-
-        Inputs that wait in a gate or for a time don't hold it up; the board goes on without anybody waiting.
-
-        Args:
-            timeout: Seconds; None is no limit.
-            include_timers: Also wait for everything that waits for a time.
-            wait_for_input: Accepted for compatibility.
-
-        Raises:
-            WaitTimeoutError: The board was still busy; nothing is cancelled.
-        """
-        board = await self._ready_board()
-        if not await board.wait_idle(timeout_s=seconds(timeout), timers=include_timers):
-            raise WaitTimeoutError(
-                f"The board was still busy after {seconds(timeout):g} s. Its work goes on."
-            )
-
-    async def run_until(
-        self, condition: Condition | Any, *, timeout: float | timedelta | None = None
-    ) -> bool:
-        """Wait for a condition (`Until`).
-
-        Returns:
-            True when it holds; False at the timeout, or without one when the board is idle and it does not hold.
-        """
-        return await wait_until(self, await self._ready_board(), condition, seconds(timeout), self._registry)
-
-    async def wait(
-        self, workflow: Artifact | str | None, *, timeout: float | timedelta | None = None
-    ) -> WorkflowStatus:
-        """Wait until nothing of a workflow runs any more, and return its status.
-
-        Args:
-            workflow: A correlation id, or an artifact of the workflow.
-            timeout: Seconds; None is no limit.
-
-        Raises:
-            WaitTimeoutError: It was still active.
-        """
-        correlation_id = workflow_id(workflow)
-        board = await self._ready_board()
-        if not await board.wait_idle(timeout_s=seconds(timeout), workflow=correlation_id):
-            raise WaitTimeoutError(
-                f"Workflow {correlation_id!r} was still active after {seconds(timeout):g} s."
-            )
-        return await self.workflow_status(correlation_id)
-
-    async def flush_batches(self) -> int:
-        """Run partial batches now; returns how many."""
-        return sum(await (await self._ready_board()).each("flush_batches"))
-
-    async def cancel(self, workflow: Artifact | str | None) -> int:
-        """Cancel a workflow: what is open is stopped, what arrives later is not matched.
-
-        Args:
-            workflow: A correlation id, or an artifact of the workflow.
-
-        Returns:
-            How many activations were open.
-        """
-        return sum(await (await self._ready_board()).each("cancel", workflow_id(workflow)))
-
-    # -- reading and asking --------------------------------------------------------------------
-
-    async def stream(
-        self, what: type[BaseModel] | str | None = None, *, after: Cursor | None = None
-    ) -> AsyncIterator[Artifact | Gap]:
-        """Yield artifacts of a type or a workflow as they arrive, for ever.
-
-        A kept cursor goes on behind the last artifact handed over; a `Gap` stands where retention was faster.
-
-        Args:
-            what: A type, a correlation id, or None for everything.
-            after: Where an earlier stream was (`artifact.cursor` is not kept: keep the stream's `Cursor`);
-                None starts with the oldest artifact kept.
-        """
-        board = await self._ready_board()
-        async for item in artifact_stream(
-            board, self._registry, what, after if after is not None else Cursor()
-        ):
-            yield item
-
-    async def events(
-        self, *kinds: str, correlation_id: str | None = None, after: Cursor | None = None
-    ) -> AsyncIterator[EventView]:
-        """Yield what happens on the board, for ever: refusals, expiries, failures, lost workers and the rest.
-
-        A reader that is slower than the log gets an event of kind `gap`.
-
-        Args:
-            kinds: Only these (`activation.failed`) or their families (`activation`); none for all.
-            correlation_id: Only this workflow; None for all.
-            after: Where an earlier reader was; None starts with the oldest event kept.
-        """
-        board = await self._ready_board()
-        async for event in event_stream(
-            board, kinds, correlation_id, after if after is not None else Cursor()
-        ):
-            yield event
-
-    async def workflow_status(self, workflow: Artifact | str | None) -> WorkflowStatus:
-        """Return what a workflow, named by correlation id or by one of its artifacts, does and waits for."""
-        return await workflow_status(await self._ready_board(), workflow_id(workflow))
-
-    async def get_correlation_status(self, correlation_id: str) -> dict[str, Any]:
-        """Return upstream's form of `workflow_status`."""
-        return (await self.workflow_status(correlation_id)).to_dict()
-
-    async def why(self, subject: Artifact | uuid.UUID | AgentBuilder | str) -> Why:
-        """Explain where an artifact went, or what an agent waits for: each subscription, each condition."""
-        return await explain(await self._ready_board(), subject)
+    # -- asking ----------------------------------------------------------------------
 
     def check(self, *, published: Iterable[type[BaseModel]] = ()) -> list[Finding]:
         """Look for mistakes in the declarations, without running anything.
@@ -517,8 +393,3 @@ class Flock:
         """
         outside = {self._registry.ensure(cls).name for cls in published} | self._published_types
         return check([b.definition for b in self._builders.values()], self._registry, outside)
-
-    async def pools(self) -> dict[str, dict[str, Any]]:
-        """Return workers and demand by pool; the pool of light agents is `shared`."""
-        pools: dict[str, dict[str, Any]] = await (await self._ready_board()).router.pools()
-        return pools

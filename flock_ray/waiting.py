@@ -27,7 +27,7 @@ from flock_ray.core.registry import TypeRegistry
 from flock_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from flock_ray.flock import Flock
+    from flock_ray.reading import BoardReading
 
 
 def seconds(timeout: float | timedelta | None) -> float:
@@ -47,7 +47,7 @@ def seconds(timeout: float | timedelta | None) -> float:
 class BoardFacts:
     """What is known of the board, for evaluating a condition: counts, idleness and flags."""
 
-    def __init__(self, condition: Condition, board: Board, flock: Flock, registry: TypeRegistry) -> None:
+    def __init__(self, condition: Condition, board: Board, flock: BoardReading, registry: TypeRegistry) -> None:
         """Prepare to learn what a condition asks for."""
         self._board = board
         self._flock = flock
@@ -172,7 +172,7 @@ def _envelopes(blob: bytes) -> list[Any]:
 
 
 async def wait_until(
-    flock: Flock, board: Board, condition: Any, timeout_s: float, registry: TypeRegistry
+    flock: BoardReading, board: Board, condition: Any, timeout_s: float, registry: TypeRegistry
 ) -> bool:
     """Wait for a condition: True when it holds, False at the timeout or when an idle board can't bring it about."""
     wanted = as_condition(condition)

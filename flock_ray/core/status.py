@@ -7,7 +7,7 @@ import msgspec
 from flock_ray.core import gates
 from flock_ray.core.ids import activation_id
 from flock_ray.core.shard import ShardCore
-from flock_ray.core.state import Slot, Workflow
+from flock_ray.core.state import Gate, Slot, Workflow
 from flock_ray.core.wire import Envelope
 
 
@@ -86,7 +86,7 @@ def _gates_of(slot: Slot, workflow_id: str) -> list[str]:
     return lines
 
 
-def _needs(gate: gates.Gate) -> str:
+def _needs(gate: Gate) -> str:
     missing = gates.waits_for(gate)
     return "waits for " + (", ".join(f"{n} x {name}" for name, n in missing.items()) or "its timeout")
 

@@ -125,20 +125,20 @@ async def test_a_full_board_makes_publishers_wait_then_says_so_and_loses_nothing
     assert sorted(d.n for d in await flock.store.get_by_type(Done)) == list(range(200))
 
 
-def _by_text(word: Word) -> Shout:
+async def _by_text(word: Word) -> Shout:
     if word.text == "raise":
         raise KeyError("nothing there")
     if word.text == "exit":
         os._exit(1)
     while word.text == "hang":
-        time.sleep(0.01)
+        await asyncio.sleep(0.01)
     return Shout(text=word.text.upper())
 
 
 async def test_invoke_returns_outputs_and_reports_errors_timeouts_and_crashes(new_flock: NewFlock) -> None:
     # Given an agent that does what it is told
     flock = new_flock()
-    flock.agent("do").consumes(Word, where=lambda w: False).publishes(Shout).runs(_by_text)
+    flock.agent("do").consumes(Word, where=lambda w: False).publishes(Shout).max_concurrency(1).runs(_by_text)
 
     async def invoke(text: str, **options: Any) -> list[Artifact]:
         return await flock.invoke("do", Word(text=text), **options)

@@ -28,6 +28,12 @@ def make():
     flock.agent("packer").consumes(Order).publishes(Parcel).runs(lambda order: Parcel(n=order.n))
     return flock
 
+def declare(flock):
+    flock.agent("packer").consumes(Order).publishes(Parcel).runs(lambda order: Parcel(n=order.n))
+
+def three(a, b, c):
+    pass
+
 good = make()
 bad = make()
 bad.agent("idle").consumes(Parcel)
@@ -94,9 +100,10 @@ def test_check_prints_findings_and_fails_on_errors_only(capsys: pytest.CaptureFi
     # Given a flock without mistakes, once its input is said to come from outside
     assert main(["check", "cli_shop:good", "--published", "cli.Order"]) == 0
     assert "warning" not in capsys.readouterr().out
-    # And by a function that makes it, where nobody is said to publish orders: a warning is no error
-    assert main(["check", "cli_shop:make"]) == 0
-    assert "warning NobodyPublishes: agent 'packer'" in capsys.readouterr().out
+    # And functions that make it or declare its agents; nobody is said to publish orders: a warning is no error
+    for function in ("make", "declare"):
+        assert main(["check", f"cli_shop:{function}"]) == 0
+        assert "warning NobodyPublishes: agent 'packer'" in capsys.readouterr().out
     # Then an agent that nothing runs is an error
     assert main(["check", "cli_shop:bad", "--published", "cli.Order"]) == 1
     out = capsys.readouterr().out
@@ -105,7 +112,7 @@ def test_check_prints_findings_and_fails_on_errors_only(capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("shop")
-@pytest.mark.parametrize("target", ["cli_shop", "no_such_module:flock", "cli_shop:nothing", "cli_shop:Order"])
+@pytest.mark.parametrize("target", ["cli_shop", "no_such_module:flock", "cli_shop:nothing", "cli_shop:Order", "cli_shop:three"])
 def test_check_says_what_to_name_instead(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", target]) == 2
     assert capsys.readouterr().err.startswith("ConfigurationError: ")

@@ -70,6 +70,14 @@ def test_a_copy_within_one_file_is_found() -> None:
     assert {"a": 14} == copied
 
 
+def test_copies_that_would_overlap_are_kept_apart() -> None:
+    blocks, _ = duplicates(a=lines(5) * 4)
+
+    assert blocks
+    for block in blocks:
+        assert all(before[2] < after[1] for before, after in pairwise(places(block)))
+
+
 def test_copies_that_touch_do_not_overlap() -> None:
     blocks, copied = duplicates(a=lines(6) * 3)
 

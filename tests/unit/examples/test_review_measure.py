@@ -74,7 +74,14 @@ def test_errors_are_kept_in_one_printable_line() -> None:
 
 @pytest.mark.parametrize(
     ("expected", "values", "share"),
-    [(0, [], 0.5), (7, [7], 0.95), (2, [1, 2, 3, 4], 0.5), (95, list(range(1, 101)), 0.95), (1, [1, 2], 0.0)],
+    [
+        (0, [], 0.5),
+        (7, [7], 0.95),
+        (2, [1, 2, 3, 4], 0.5),
+        (2, [1, 2, 3], 0.5),
+        (95, list(range(1, 101)), 0.95),
+        (1, [1, 2], 0.0),
+    ],
 )
 def test_percentiles_are_values_that_occurred(expected: float, values: list[float], share: float) -> None:
     assert expected == percentile(values, share)

@@ -42,7 +42,12 @@ FACTS = RunFacts(
 
 def tree_report(path: str = "src/app.py") -> TreeReport:
     finding = LocatedFinding(
-        path=path, rule="eval", severity="high", line=7, message="eval runs text as code", snippet=path
+        path=path,
+        rule="eval",
+        severity="high",
+        line=7,
+        message=f"eval runs text as code: {path}",
+        snippet=path,
     )
     low = finding.model_copy(update={"rule": "assert", "severity": "low", "line": 9})
     places = [Place(path=path, start=at, end=at + 9) for at in range(1, 90, 10)]

@@ -84,6 +84,8 @@ def test_risky_code_is_found(expected: tuple[str, str], code: str) -> None:
         "import yaml; yaml.load(x, yaml.CSafeLoader)",
         "import yaml; yaml.safe_load(x)",
         "import requests; requests.get(x, verify='ca.pem')",
+        "import requests; requests.get(x)",
+        "session.get(x, timeout=1)",
         "check(x, verify=False)",
         "import tempfile; tempfile.mkstemp()",
         "try: x()\nexcept ValueError: pass",

@@ -164,6 +164,7 @@ def test_any_name_survives_being_written_as_text(data: bytes) -> None:
         (("'é'", "not valid UTF-8: read as Latin-1"), b"'\xe9'", False),
         (("# coding: nonsense\n", ""), b"# coding: nonsense\n", True),
         (("# coding: hex\n", "not valid HEX: read as Latin-1"), b"# coding: hex\n", True),
+        (("# coding: raw_unicode_escape\n'?'", ""), b"# coding: raw_unicode_escape\n'\\ud800'", True),
         (("a\nb\nc\n", ""), b"a\r\nb\rc\n", True),
         (("hé", ""), "hé".encode("utf-16"), False),
         (("", ""), b"", True),

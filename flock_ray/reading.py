@@ -1,0 +1,160 @@
+"""What one can wait for and ask a board: the reading half of `Flock`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from flock_ray.artifact import Artifact
+from flock_ray.asking import Why, WorkflowStatus, explain, workflow_id, workflow_status
+from flock_ray.core.registry import TypeRegistry
+from flock_ray.errors import WaitTimeoutError
+from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream, event_stream
+from flock_ray.waiting import seconds, wait_until
+
+if TYPE_CHECKING:
+    from flock_ray.agent import AgentBuilder
+    from flock_ray.board import Board
+    from flock_ray.core.conditions import Condition
+
+__all__ = ["BoardReading"]
+
+
+class BoardReading:
+    """Waits, streams and questions; every wait is a long call that the shards answer."""
+
+    _registry: TypeRegistry
+
+    async def _ready_board(self) -> Board:
+        raise NotImplementedError  # Flock's
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    async def run_until_idle(
+        self,
+        *,
+        timeout: float | timedelta | None = None,
+        include_timers: bool = False,
+        wait_for_input: bool = False,
+    ) -> None:
+        """Wait until nothing runs, is ready or travels between shards.
+
+        Inputs that wait in a gate or for a time don't hold it up; the board goes on without anybody waiting.
+
+        Args:
+            timeout: Seconds; None is no limit.
+            include_timers: Also wait for everything that waits for a time.
+            wait_for_input: Accepted for compatibility.
+
+        Raises:
+            WaitTimeoutError: The board was still busy; nothing is cancelled.
+        """
+        board = await self._ready_board()
+        if not await board.wait_idle(timeout_s=seconds(timeout), timers=include_timers):
+            raise WaitTimeoutError(
+                f"The board was still busy after {seconds(timeout):g} s. Its work goes on."
+            )
+
+    async def run_until(
+        self, condition: Condition | Any, *, timeout: float | timedelta | None = None
+    ) -> bool:
+        """Wait for a condition (`Until`).
+
+        Returns:
+            True when it holds; False at the timeout, or without one when the board is idle and it does not hold.
+        """
+        return await wait_until(self, await self._ready_board(), condition, seconds(timeout), self._registry)
+
+    async def wait(
+        self, workflow: Artifact | str | None, *, timeout: float | timedelta | None = None
+    ) -> WorkflowStatus:
+        """Wait until nothing of a workflow runs any more, and return its status.
+
+        Args:
+            workflow: A correlation id, or an artifact of the workflow.
+            timeout: Seconds; None is no limit.
+
+        Raises:
+            WaitTimeoutError: It was still active.
+        """
+        correlation_id = workflow_id(workflow)
+        board = await self._ready_board()
+        if not await board.wait_idle(timeout_s=seconds(timeout), workflow=correlation_id):
+            raise WaitTimeoutError(
+                f"Workflow {correlation_id!r} was still active after {seconds(timeout):g} s."
+            )
+        return await self.workflow_status(correlation_id)
+
+    async def flush_batches(self) -> int:
+        """Run partial batches now; returns how many."""
+        return sum(await (await self._ready_board()).each("flush_batches"))
+
+    async def cancel(self, workflow: Artifact | str | None) -> int:
+        """Cancel a workflow: what is open is stopped, what arrives later is not matched.
+
+        Args:
+            workflow: A correlation id, or an artifact of the workflow.
+
+        Returns:
+            How many activations were open.
+        """
+        return sum(await (await self._ready_board()).each("cancel", workflow_id(workflow)))
+
+    # -- reading and asking --------------------------------------------------------------------
+
+    async def stream(
+        self, what: type[BaseModel] | str | None = None, *, after: Cursor | None = None
+    ) -> AsyncIterator[Artifact | Gap]:
+        """Yield artifacts of a type or a workflow as they arrive, for ever.
+
+        A kept cursor goes on behind the last artifact handed over; a `Gap` stands where retention was faster.
+
+        Args:
+            what: A type, a correlation id, or None for everything.
+            after: Where an earlier stream was (`artifact.cursor` is not kept: keep the stream's `Cursor`);
+                None starts with the oldest artifact kept.
+        """
+        board = await self._ready_board()
+        async for item in artifact_stream(
+            board, self._registry, what, after if after is not None else Cursor()
+        ):
+            yield item
+
+    async def events(
+        self, *kinds: str, correlation_id: str | None = None, after: Cursor | None = None
+    ) -> AsyncIterator[EventView]:
+        """Yield what happens on the board, for ever: refusals, expiries, failures, lost workers and the rest.
+
+        A reader that is slower than the log gets an event of kind `gap`.
+
+        Args:
+            kinds: Only these (`activation.failed`) or their families (`activation`); none for all.
+            correlation_id: Only this workflow; None for all.
+            after: Where an earlier reader was; None starts with the oldest event kept.
+        """
+        board = await self._ready_board()
+        async for event in event_stream(
+            board, kinds, correlation_id, after if after is not None else Cursor()
+        ):
+            yield event
+
+    async def workflow_status(self, workflow: Artifact | str | None) -> WorkflowStatus:
+        """Return what a workflow, named by correlation id or by one of its artifacts, does and waits for."""
+        return await workflow_status(await self._ready_board(), workflow_id(workflow))
+
+    async def get_correlation_status(self, correlation_id: str) -> dict[str, Any]:
+        """Return upstream's form of `workflow_status`."""
+        return (await self.workflow_status(correlation_id)).to_dict()
+
+    async def why(self, subject: Artifact | uuid.UUID | AgentBuilder | str) -> Why:
+        """Explain where an artifact went, or what an agent waits for: each subscription, each condition."""
+        return await explain(await self._ready_board(), subject)
+
+    async def pools(self) -> dict[str, dict[str, Any]]:
+        """Return workers and demand by pool; the pool of light agents is `shared`."""
+        pools: dict[str, dict[str, Any]] = await (await self._ready_board()).router.pools()
+        return pools
