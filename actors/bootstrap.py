@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError
 
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
 from flock_ray.actors.processes import MAX_PENDING, BoardPlan, RouterActor, ShardActor
 from flock_ray.board import BoardLinks
 from flock_ray.config import RayConfig
 from flock_ray.errors import ConfigurationError
+from flock_ray.ports import PeerGoneError
 
 _started_here = False
 
@@ -108,8 +108,8 @@ async def _join(namespace: str) -> RayBoard | None:
         return None
     router = ActorLink(name, namespace, handle)
     try:
-        plan: BoardPlan = await handle.describe.remote()
-    except RayActorError as error:
+        plan: BoardPlan = await router.describe()
+    except PeerGoneError as error:
         raise ConfigurationError(
             f"The board {namespace!r} is shutting down or broken ({error}). Choose another namespace, or try again."
         ) from error

@@ -43,13 +43,14 @@ class ActorLink:
         """Return a method of the actor as a coroutine function."""
         if method.startswith("__"):
             raise AttributeError(method)
-        call = self._calls.get(method)
-        if call is None:
+        known = self._calls.get(method)
+        if known is not None:
+            return known
 
-            async def call(*args: Any) -> Any:
-                return await self._call(method, *args)
+        async def call(*args: Any) -> Any:
+            return await self._call(method, *args)
 
-            self._calls[method] = call
+        self._calls[method] = call
         return call
 
     async def _call(self, method: str, *args: Any) -> Any:

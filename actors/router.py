@@ -240,7 +240,8 @@ class Router:
         """Bring a shard the table; one that is only cut off gets it later."""
         while True:
             try:
-                return await self._peers.shard(index).install(table, self._blobs)
+                await self._peers.shard(index).install(table, self._blobs)
+                return
             except PeerGoneError as gone:
                 if gone.final:
                     raise

@@ -35,30 +35,39 @@ class AnyExecutor(Protocol):
 
     def set_agent(self, name: str, runner: Any, *, max_concurrency: int, timeout_s: float | None) -> None:
         """Add or replace an agent."""
+        ...
 
     def remove_agent(self, name: str) -> None:
         """Take no more activations of an agent."""
+        ...
 
     def submit(self, shard: int, tasks: list[wire.Task]) -> None:
         """Queue activations."""
+        ...
 
     def cancel(self, ids: list[bytes]) -> None:
         """Give up activations."""
+        ...
 
     def give_back(self) -> list[tuple[int, wire.Task]]:
         """Give up what waits for a blocked user loop, and return it with its shard."""
+        ...
 
     def open_ids(self) -> set[bytes]:
         """Return what is queued or running."""
+        ...
 
     def load(self) -> Any:
         """Measure how busy it is."""
+        ...
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until everything is finished."""
+        ...
 
     def close(self) -> None:
         """End all threads that can be ended."""
+        ...
 
 
 class MatchRunner:
@@ -167,6 +176,11 @@ class Worker:
     async def cancel(self, ids: list[bytes]) -> None:
         """Stop activations."""
         self._executor.cancel(ids)
+        for activation in ids:
+            future = self._direct.get(activation)
+            if future is not None and not future.done():
+                error = wire.ErrorInfo("CancelledError", "the caller gave it up")
+                future.set_result(wire.Completion(activation, 1, 0, error=error))
         self._rematch.difference_update(ids)
 
     async def install(self, version: int, agents: dict[str, bytes]) -> int:

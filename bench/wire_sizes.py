@@ -96,7 +96,9 @@ def _complete(edge: Edge, task: wire.Task) -> wire.Completion:
 
 
 def _post(edge: Edge, model: BaseModel, artifact_id: bytes, workflow: str) -> wire.Posting:
-    return edge.post(model, id=artifact_id, correlation_id=workflow, produced_by="external", created_us=NOW_US)
+    return edge.post(
+        model, id=artifact_id, correlation_id=workflow, produced_by="external", created_us=NOW_US
+    )
 
 
 def _rss_bytes() -> int:

@@ -41,6 +41,7 @@ class ReaderLink(ShardLink, Protocol):
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         """Return any call of the shard."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,8 @@ class BoardLinks:
 
     shards: Sequence[Any]
     """One `ReaderLink` per shard."""
-    router: RouterLink | Any
+    router: Any
+    """A `RouterLink` with the calls of `actors.router`."""
     worker: Callable[[str], Any]
     """Finds a worker by its id."""
 
@@ -300,9 +302,7 @@ class Board:
                 asyncio.ensure_future(self._call(link.event_list(head, [], None, 1, left)))
                 for link, head in zip(self._links.shards, heads, strict=True)
             ]
-            done, pending = await asyncio.wait(calls, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            for call in pending:
-                call.cancel()
+            done = await first_of(calls, left)
             if any(_events(call.result()[0]) for call in done):
                 return True
         return False
@@ -432,3 +432,14 @@ class Board:
         return list(
             await asyncio.gather(*(self._call(getattr(s, method)(*args)) for s in self._links.shards))
         )
+
+
+async def first_of(calls: Sequence[asyncio.Future[Any]], wait_s: float) -> set[asyncio.Future[Any]]:
+    """Wait for the first of several calls and give up the others, also when the wait itself is cancelled."""
+    try:
+        done, _ = await asyncio.wait(calls, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+        return done
+    finally:
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)

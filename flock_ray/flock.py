@@ -378,6 +378,12 @@ class Flock(BoardReading):
         (first, inputs), *rest = stages
         if not inputs:
             raise ConfigurationError(f"Nothing to run: write {first.name}.run(input).then(...).execute().")
+        for later, _ in rest:
+            if all(subscription.mode == "direct" for subscription in later.definition.subscriptions):
+                raise ConfigurationError(
+                    f"then(): artifacts never reach agent {later.name!r}: it consumes by invocation only. "
+                    'Drop mode="direct", or invoke it on what the stage before made.'
+                )
         workflow = str(uuid.uuid4())
         await self._run_directed(first, inputs, workflow)
         last = rest[-1][0] if rest else first

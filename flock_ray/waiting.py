@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from flock_ray.board import Board
+from flock_ray.board import Board, first_of
 from flock_ray.core.conditions import (
     AnyField,
     Condition,
@@ -117,10 +117,7 @@ class BoardFacts:
             calls.append(
                 asyncio.ensure_future(asyncio.sleep(wait_s))
             )  # nothing can change the answer any more
-        await asyncio.wait(calls, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        for call in calls:
-            call.cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
+        await first_of(calls, wait_s)
 
     async def _look(self, leaf: AnyField) -> bool:
         """Test the artifacts of a field's type that were not tested yet."""

@@ -99,18 +99,23 @@ def _hits(tree: ast.Module, *, in_tests: bool) -> Iterator[_Hit]:
     aliases = import_aliases(tree)
     defined = {node.name for node in walk_statements(tree) if isinstance(node, Function | ast.ClassDef)}
     for node in ast.walk(tree):
-        for line, what in find_secrets(node):
-            yield line, "secret", "high", f"{what}; read it from the environment"
         if isinstance(node, ast.Call):
             name = dotted_name(node.func, aliases) or ""
             if name not in defined:
                 yield from _call(node, name)
             yield from _keywords(node, name)
             yield from _sql(node)
-        elif isinstance(node, ast.ExceptHandler) and node.type is None and not _reraises(node):
-            yield node.lineno, "bare-except", "medium", "catches even Ctrl-C and exit; name the exceptions"
-        elif isinstance(node, ast.Assert) and not in_tests:
-            yield node.lineno, "assert", "low", "a check that `python -O` removes; raise an error"
+        else:
+            yield from _habits(node, in_tests=in_tests)
+        for line, what in find_secrets(node):
+            yield line, "secret", "high", f"{what}; read it from the environment"
+
+
+def _habits(node: ast.AST, *, in_tests: bool) -> Iterator[_Hit]:
+    if isinstance(node, ast.ExceptHandler) and node.type is None and not _reraises(node):
+        yield node.lineno, "bare-except", "medium", "catches even Ctrl-C and exit; name the exceptions"
+    elif isinstance(node, ast.Assert) and not in_tests:
+        yield node.lineno, "assert", "low", "a check that `python -O` removes; raise an error"
 
 
 def _call(node: ast.Call, name: str) -> Iterator[_Hit]:

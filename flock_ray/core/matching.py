@@ -243,11 +243,7 @@ class MatchTable:
         for candidate in self._types.get(envelope.type, _NOBODY).candidates:
             checks = list(candidate.checks(envelope, visibility, get))
             if candidate.subscription.join is not None:
-                key = candidate.key(get)
-                bad = isinstance(key, Refusal)
-                checks.append(
-                    Check("join key", not bad, "raised" if bad else repr(key), key.error if bad else None)
-                )  # type: ignore[union-attr]  # bad says which
+                checks.append(_key_check(candidate.key(get)))
             out[candidate.subscription.id] = checks
         self._explain_exclusive(envelope, out)
         return out
@@ -264,6 +260,12 @@ class MatchTable:
             for candidate, _ in candidates:
                 name = candidate.subscription.id
                 out[name].append(Check("exclusive", name == chosen, f"goes to {chosen}"))
+
+
+def _key_check(key: bytes | Refusal) -> Check:
+    if isinstance(key, Refusal):
+        return Check("join key", False, "raised", key.error)
+    return Check("join key", True, repr(key))
 
 
 def _rank(candidate: Candidate) -> int:

@@ -26,7 +26,10 @@ PRINTS = {
     "hello": [r"Bonjour, Ada!", r"Bonjour, Grace!"],
     "join": [r"shipped: \[1, 3\]"],
     "own_pool": [r"9592 primes below 100000, counted by [12] process\(es\)"],
-    "visibility": [r"the canteen is closed -> \['analyst', 'intern'\]", r"we sell the company -> \['analyst'\]"],
+    "visibility": [
+        r"the canteen is closed -> \['analyst', 'intern'\]",
+        r"we sell the company -> \['analyst'\]",
+    ],
 }
 """Lines, as regular expressions, that an example prints besides others, in this order."""
 
@@ -51,10 +54,14 @@ def test_example_ends_well_and_prints_its_result(name: str, runs: dict[str, Futu
     assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
     lines = iter(run.stdout.splitlines())
     for pattern in PRINTS[name]:
-        assert any(re.fullmatch(f".*{pattern}", line) for line in lines), f"no line {pattern!r} in\n{run.stdout}"
+        assert any(re.fullmatch(f".*{pattern}", line) for line in lines), (
+            f"no line {pattern!r} in\n{run.stdout}"
+        )
 
 
-def test_review_writes_a_report_about_every_file_with_names_escaped(as_a_user: AsAUser, tmp_path: Path) -> None:
+def test_review_writes_a_report_about_every_file_with_names_escaped(
+    as_a_user: AsAUser, tmp_path: Path
+) -> None:
     # Given a small tree with a file name that is markup, a risky call and broken syntax
     tree = tmp_path / "my code"
     tree.mkdir()

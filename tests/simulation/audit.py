@@ -11,9 +11,9 @@ import msgspec
 from flock_ray.core import gates
 from flock_ray.core.ids import activation_id, output_id
 from flock_ray.core.matching import MatchTable
-from flock_ray.core.records import Completed, Installed, Published, Record, decode_record, encode_record
+from flock_ray.core.records import Completed, Published, Record, decode_record, encode_record
 from flock_ray.core.shard import ShardCore
-from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
+from flock_ray.core.state import Activation, Gate, Item, Slot, Workflow
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
 from flock_ray.engines.posting import ERROR_POSITION
 
@@ -135,8 +135,8 @@ def check_quiet(cores: Sequence[ShardCore]) -> None:
     for slot in (slot for core in cores for slot in core.slots.values()):
         for gate in (gate for keys in slot.gates.values() for gate in keys.values()):
             waiting.update((item.home, item.envelope.correlation_id) for item in gate.items())
-        for (_, workflow), held in slot.held.items():
-            waiting[slot.index, workflow] += len(held)
+        for (_, name), held in slot.held.items():
+            waiting[slot.index, name] += len(held)
     for slot in (slot for core in cores for slot in core.slots.values()):
         for workflow in slot.workflows.values():
             counters = (workflow.open, workflow.delayed, workflow.waiting)
@@ -291,5 +291,3 @@ def check_leftover(gate: Gate) -> None:
     else:
         assert any(len(gate.held.get(n, ())) < gate.spec.types.count(n) for n in gate.spec.types)
 
-
-__all__ = ["MATCH_AGENT", "Audit", "AuditCore", "Installed", "Published", "check_quiet", "check_replay", "differences", "digest", "replayed"]

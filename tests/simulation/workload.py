@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -160,11 +159,3 @@ async def make_trouble(flock: SimFlock, world: World, story: Story, events: int)
             await persist(lambda w=workflow: flock.cancel(w))  # type: ignore[misc]  # bound now
         elif what == "flush":
             await persist(flock.flush_batches)
-
-
-def shuffled_sizes(rng: random.Random, total: int, parts: int) -> list[int]:
-    """Share out work among publishers."""
-    sizes = [total // parts] * parts
-    sizes[0] += total % parts
-    rng.shuffle(sizes)
-    return sizes

@@ -112,7 +112,9 @@ def test_check_prints_findings_and_fails_on_errors_only(capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("shop")
-@pytest.mark.parametrize("target", ["cli_shop", "no_such_module:flock", "cli_shop:nothing", "cli_shop:Order", "cli_shop:three"])
+@pytest.mark.parametrize(
+    "target", ["cli_shop", "no_such_module:flock", "cli_shop:nothing", "cli_shop:Order", "cli_shop:three"]
+)
 def test_check_says_what_to_name_instead(target: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", target]) == 2
     assert capsys.readouterr().err.startswith("ConfigurationError: ")

@@ -39,6 +39,23 @@ FACTS = RunFacts(
     latency_p95_s=1.5,
 )
 
+TOTALS = Totals(
+    files=3,
+    analysed=2,
+    lines=3000,
+    analysed_lines=2000,
+    functions=40,
+    mean_complexity=2.5,
+    max_complexity=21,
+    high=1,
+    medium=0,
+    low=61,
+    acknowledged=2,
+    public_names=50,
+    undocumented=5,
+    duplicated_lines=90,
+)
+
 
 def tree_report(path: str = "src/app.py") -> TreeReport:
     finding = LocatedFinding(
@@ -54,22 +71,7 @@ def tree_report(path: str = "src/app.py") -> TreeReport:
     return TreeReport(
         headline=f"3 files, among them {path}.",
         advice=[f"Check {path}."],
-        totals=Totals(
-            files=3,
-            analysed=2,
-            lines=3000,
-            analysed_lines=2000,
-            functions=40,
-            mean_complexity=2.5,
-            max_complexity=21,
-            high=1,
-            medium=0,
-            low=61,
-            acknowledged=2,
-            public_names=50,
-            undocumented=5,
-            duplicated_lines=90,
-        ),
+        totals=TOTALS,
         languages=[LanguageTotal(language="Python", files=2, lines=2000)]
         + [LanguageTotal(language=f"L{at}", files=1, lines=125) for at in range(8)],
         worst=[

@@ -10,25 +10,25 @@ from pydantic import BaseModel
 from flock_ray import flock_type
 
 
-@flock_type(name="shop.Order")
+@flock_type(name="market.Order")
 class Order(BaseModel):
     n: int
     region: str = "eu"
     total: float = 0.0
 
 
-@flock_type(name="shop.Payment")
+@flock_type(name="market.Payment")
 class Payment(BaseModel):
     n: int
     ok: bool = True
 
 
-@flock_type(name="shop.Parcel")
+@flock_type(name="market.Parcel")
 class Parcel(BaseModel):
     n: int
 
 
-@flock_type(name="shop.Note")
+@flock_type(name="market.Note")
 class Note(BaseModel):
     text: str
 

@@ -38,7 +38,7 @@ async def refusal_of(thing: object, **options: object) -> FlockError:
             await flock.publish(thing, **options)  # type: ignore[arg-type]
         await flock.publish(Order(n=5))
         await flock.run_until_idle()
-        assert await flock.store.list_by_type("shop.Note") == []
+        assert await flock.store.list_by_type("market.Note") == []
     assert seen == [5]
     return caught.value
 
@@ -48,8 +48,8 @@ def test_what_cannot_be_published_is_a_typed_error_that_says_what_to_do() -> Non
         (Undeclared(n=1), UnknownTypeError, "@flock_type"),
         ({"type": "no.Such"}, UnknownTypeError, "no.Such"),
         ({"n": 1}, ArtifactSchemaError, '"type"'),
-        ({"type": "shop.Order", "payload": {"n": "many"}}, ArtifactSchemaError, "n"),
-        (Artifact(type="shop.Order", payload={}), ArtifactSchemaError, "n"),
+        ({"type": "market.Order", "payload": {"n": "many"}}, ArtifactSchemaError, "n"),
+        (Artifact(type="market.Order", payload={}), ArtifactSchemaError, "n"),
         (42, ArtifactSchemaError, "int"),
         (None, ArtifactSchemaError, "NoneType"),
         (Note(text="x" * 1100), PayloadTooLargeError, "max_payload_bytes"),
@@ -87,7 +87,7 @@ def test_a_uuid_is_a_fine_correlation_id_and_a_single_string_one_tag() -> None:
 
 def test_a_naive_datetime_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="naive"):
-        Artifact(type="shop.Order", payload={"n": 1}, created_at=datetime(2026, 1, 1))
+        Artifact(type="market.Order", payload={"n": 1}, created_at=datetime(2026, 1, 1))
 
 
 def test_an_output_that_is_too_large_fails_the_run_not_the_board() -> None:
@@ -121,7 +121,7 @@ def test_the_same_artifact_again_is_fine_other_content_under_its_id_is_refused()
             with pytest.raises(DuplicateArtifactError, match=str(first.id)):
                 await flock.publish(first.model_copy(update={"payload": {"n": 2}}))
             await flock.run_until_idle()
-            assert len(await flock.store.list_by_type("shop.Order")) == 1
+            assert len(await flock.store.list_by_type("market.Order")) == 1
             return list(seen), await flock.store.count(Order)
 
     assert run_virtual(main()) == ([1], 1)
@@ -206,7 +206,7 @@ def test_asking_for_what_is_not_there_says_so() -> None:
             assert "no such agent" in str(await flock.why("nobody"))
             with pytest.raises(ConfigurationError, match="nobody"):
                 await flock.invoke("nobody", Order(n=1))
-            with pytest.raises(ConfigurationError, match=r"shop\.Note"):
+            with pytest.raises(ConfigurationError, match=r"market\.Note"):
                 await flock.invoke("a", Note(text="x"))
 
     run_virtual(main())

@@ -80,7 +80,7 @@ def test_w16_a_batch_across_workflows_starts_a_new_one_that_names_all_its_source
             )
             orders = [await flock.publish(Order(n=n), correlation_id=f"w{n}") for n in range(3)]
             await flock.run_until_idle()
-            (note,) = await flock.store.list_by_type("shop.Note")
+            (note,) = await flock.store.list_by_type("market.Note")
             assert note.payload == {"text": "[0, 1, 2]"}
             assert note.correlation_id not in {"w0", "w1", "w2"}
             assert set(note.parents) == {order.id for order in orders}
@@ -98,7 +98,7 @@ def test_a_batch_of_one_workflow_stays_in_it() -> None:
             flock.agent("a").consumes(Order, batch=BatchSpec(size=2)).publishes(Note).runs(lambda b: Note(text="x"))
             await flock.publish_many([Order(n=1), Order(n=2)], correlation_id="w")
             await flock.run_until_idle()
-            return {a.correlation_id for a in await flock.store.list_by_type("shop.Note")}
+            return {a.correlation_id for a in await flock.store.list_by_type("market.Note")}
 
     assert run_virtual(main()) == {"w"}
 

@@ -53,7 +53,7 @@ def test_counts_collect_that_many_and_the_surplus_stays_for_the_next_round() -> 
     seen, state, waiting_for = run_virtual(main())
     assert seen == [([1, 2], 1), ([3, 4], 2)]
     assert state == "waiting"
-    assert len(waiting_for) == 1 and "1 x shop.Order" in waiting_for[0] and "1 x shop.Payment" in waiting_for[0]
+    assert len(waiting_for) == 1 and "1 x market.Order" in waiting_for[0] and "1 x market.Payment" in waiting_for[0]
 
 
 def test_w1_and_gates_never_mix_workflows_unless_asked_and_lose_nothing() -> None:
@@ -121,7 +121,7 @@ def test_a_join_group_past_its_time_expires_as_an_event_that_names_its_inputs() 
     seen, found, state = run_virtual(main())
     assert seen == [(2, 2)]
     assert [(agent, inputs) for agent, inputs, _ in found] == [("pair", 1)]
-    assert "1 x shop.Payment" in found[0][2]
+    assert "1 x market.Payment" in found[0][2]
     assert state == "completed"
 
 

@@ -66,8 +66,8 @@ def test_w12_two_classes_under_one_name_are_refused() -> None:
     class Other(BaseModel):
         pass
 
-    with pytest.raises(TypeRegistrationError, match=r"shop\.Order"):
-        flock_type(name="shop.Order")(Other)
+    with pytest.raises(TypeRegistrationError, match=r"market\.Order"):
+        flock_type(name="market.Order")(Other)
 
 
 def test_dicts_and_artifacts_are_published_by_type_name() -> None:
@@ -75,8 +75,8 @@ def test_dicts_and_artifacts_are_published_by_type_name() -> None:
         seen = Seen()
         async with VirtualFlock() as flock:
             flock.agent("a").consumes(Order).runs(lambda o: seen.append(o.n))
-            await flock.publish({"type": "shop.Order", "payload": {"n": 1}})
-            await flock.publish({"type": "shop.Order", "n": 2})
+            await flock.publish({"type": "market.Order", "payload": {"n": 1}})
+            await flock.publish({"type": "market.Order", "n": 2})
             await flock.publish(Artifact.from_model(Order(n=3)))
             await flock.run_until_idle()
         return sorted(seen)

@@ -73,8 +73,8 @@ def test_outputs_take_a_declared_visibility_a_computed_one_or_only_for() -> None
             return {a.type: a.visibility for a in await flock.store.list()}
 
     made = run_virtual(main())
-    assert made["shop.Payment"] == only_for("bank")
-    assert made["shop.Parcel"] == only_for("courier")
+    assert made["market.Payment"] == only_for("bank")
+    assert made["market.Parcel"] == only_for("courier")
 
 
 def test_what_is_made_of_private_inputs_is_no_wider_unless_declared() -> None:
@@ -85,7 +85,7 @@ def test_what_is_made_of_private_inputs_is_no_wider_unless_declared() -> None:
             flock.agent("spy").consumes(Parcel).runs(seen.by("spy"))
             await flock.publish(Order(n=1), visibility=only_for("a"))
             await flock.run_until_idle()
-            (parcel,) = await flock.store.list_by_type("shop.Parcel")
+            (parcel,) = await flock.store.list_by_type("market.Parcel")
             return parcel.visibility, list(seen)
 
     assert run_virtual(main()) == (only_for("a"), [])

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from flock_ray.core.dispatch import SOLO_AFTER_CRASHES, Dispatcher, ReadyQueue
+from flock_ray.core.state import Activation
+from flock_ray.core.wire import Grant, GrantBatch
+
+AGENTS = ("fast", "slow")
+WORKERS = ("w1", "w2", "w3")
+
+
+def activation_of(number: int, agent: str = "fast", priority: int = 0) -> Activation:
+    return Activation(number.to_bytes(16, "big"), agent, f"{agent}/sub", 0, "w", (), number, priority)
+
+
+class DispatchMachine(RuleBasedStateMachine):
+    """Any order of grants, completions, deaths and hand-backs: permits are conserved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: dict[bytes, Activation] = {}
+        self.dispatcher = Dispatcher(lambda a: self.open.get(a.id) is a)
+        self.number = 0
+        self.seq = 0
+        self.credit: dict[tuple[str, str], int] = {}
+
+    @rule(agent=st.sampled_from(AGENTS), priority=st.integers(0, 2), crashes=st.integers(0, 3))
+    def push(self, agent: str, priority: int, crashes: int) -> None:
+        self.number += 1
+        activation = activation_of(self.number, agent, priority)
+        activation.crashes = crashes
+        self.open[activation.id] = activation
+        self.dispatcher.push(activation)
+
+    @rule(permits=st.dictionaries(st.tuples(st.sampled_from(AGENTS), st.sampled_from(WORKERS)), st.integers(1, 4)))
+    def grant(self, permits: dict[tuple[str, str], int]) -> None:
+        self.seq += 1
+        grants = [Grant(agent, worker, n, n) for (agent, worker), n in permits.items()]
+        assert self.dispatcher.grant(GrantBatch(self.seq, 10.0, grants), 0)
+        assert not self.dispatcher.grant(GrantBatch(self.seq, 10.0, []), 0), "a repeated batch changes nothing"
+        self.credit = permits
+
+    @rule()
+    def take(self) -> None:
+        for worker, tasks in self.dispatcher.take(1, 1).items():
+            for task in tasks:
+                assert self.open[task.id].worker == worker
+                assert self.open[task.id].attempt == task.attempt
+        for (agent, worker), credit in self.credit.items():
+            used = sum(1 for a in self.open.values() if a.agent == agent and a.worker == worker)
+            assert used <= max(credit, self.before.get((agent, worker), 0))
+        for worker in WORKERS:
+            suspects = [a for a in self.open.values() if a.worker == worker and a.crashes >= SOLO_AFTER_CRASHES]
+            assert len(suspects) <= 1, "one that may kill workers runs with no other of its kind"
+
+    @rule(pick=st.randoms(use_true_random=False))
+    def end(self, pick: object) -> None:
+        running = [a for a in self.open.values() if a.worker is not None]
+        if running:
+            activation = running[getattr(pick, "randrange")(len(running))]  # noqa: B009  # a Random, untyped
+            self.dispatcher.release(activation, 1000)
+            del self.open[activation.id]
+
+    @rule(worker=st.sampled_from(WORKERS))
+    def die(self, worker: str) -> None:
+        held = self.dispatcher.revoke(worker)
+        assert not [a for a in self.open.values() if a.worker == worker]
+        for activation in held:
+            self.dispatcher.push(activation, front=True)
+        self.credit = {key: n for key, n in self.credit.items() if key[1] != worker}
+
+    @invariant()
+    def permits_in_use_are_those_of_running_attempts(self) -> None:
+        self.before: dict[tuple[str, str], int] = {}
+        for agent, holdings in self.dispatcher._agents.items():
+            for worker, holding in holdings.items():
+                used = sum(1 for a in self.open.values() if a.agent == agent and a.worker == worker)
+                assert holding.used == used
+                self.before[agent, worker] = used
+
+    @invariant()
+    def nothing_is_ready_and_running_or_neither(self) -> None:
+        ready = [a for q in self.dispatcher.ready.values() for level in q._levels.values() for a in level]
+        waiting = [a.id for a in ready if self.open.get(a.id) is a]
+        running = [a.id for a in self.open.values() if a.worker is not None]
+        assert sorted(waiting + running) == sorted(self.open)
+
+    def teardown(self) -> None:
+        # In the end enough permits and completions leave nothing behind.
+        self.grant({(agent, worker): 4 for agent in AGENTS for worker in WORKERS})
+        for _ in range(len(self.open) + 1):
+            self.take()
+            for activation in [a for a in self.open.values() if a.worker is not None]:
+                self.dispatcher.release(activation, 1000)
+                del self.open[activation.id]
+        assert not self.open
+        assert self.dispatcher.running() == {}
+
+
+DispatchMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestDispatch = DispatchMachine.TestCase
+
+
+def test_ready_queue_gives_highest_priority_first_then_oldest() -> None:
+    queue = ReadyQueue()
+    for number, priority in enumerate((0, 2, 1, 2, 0)):
+        queue.push(activation_of(number, priority=priority))
+    again = queue.pop()
+    queue.push(again, front=True)
+    assert [int.from_bytes(queue.pop().id, "big") for _ in range(5)] == [1, 3, 2, 0, 4]
+
+
+def test_permits_run_out_by_themselves() -> None:
+    # Given permits for 10 s
+    dispatcher = Dispatcher(lambda _: True)
+    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", "w1", 5, 5)]), 0)
+    dispatcher.push(activation_of(1))
+    # When nobody renews them, then nothing is handed out after that
+    assert dispatcher.take(10_000_001, 1) == {}
+    assert dispatcher.permits_expired(10_000_001)
+    assert sum(len(tasks) for tasks in dispatcher.take(10_000_000, 1).values()) == 1
+
+
+def test_a_short_queue_spreads_over_all_workers() -> None:
+    dispatcher = Dispatcher(lambda _: True)
+    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", worker, 100, 100) for worker in WORKERS]), 0)
+    for number in range(6):
+        dispatcher.push(activation_of(number))
+    assert {worker: len(tasks) for worker, tasks in dispatcher.take(0, 1).items()} == dict.fromkeys(WORKERS, 2)
