@@ -17,7 +17,8 @@ import ray
 from flock_ray.actors.clock import SystemClock
 from flock_ray.actors.executor import Executor
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
-from flock_ray.actors.router import Router, RouterSettings
+from flock_ray.actors.pools import RouterSettings
+from flock_ray.actors.router import Router
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.actors.worker import Worker
 from flock_ray.adapters.memory import MemoryJournal

@@ -33,8 +33,8 @@ async def open_on_ray(settings: FlockSettings, ray_config: RayConfig, registry: 
 
     from flock_ray.actors.bootstrap import cluster_cpus, ensure_ray, open_board, stop_ray
     from flock_ray.actors.clock import SystemClock
+    from flock_ray.actors.pools import RouterSettings
     from flock_ray.actors.processes import BoardPlan
-    from flock_ray.actors.router import RouterSettings
     from flock_ray.actors.shard import ShardSettings
 
     # In this thread: Ray installs signal handlers, which only the main thread may.

@@ -48,6 +48,8 @@ class EventView:
     detail: str
     shard: int
     seq: int
+    traceback: str = ""
+    """Of `activation.failed`, if user code raised; at most 8 KiB."""
 
 
 async def artifact_stream(
@@ -82,4 +84,5 @@ def view(event: Event) -> EventView:
         event.detail,
         event.shard,
         event.seq,
+        event.traceback,
     )

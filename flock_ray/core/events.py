@@ -28,6 +28,8 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
     artifact_ids: tuple[bytes, ...] = ()
     detail: str = ""
     shard: int = 0
+    traceback: str = ""
+    """Of `activation.failed`, if user code raised."""
 
 
 class EventLog:
@@ -120,8 +122,11 @@ def _event(seq: int, at_us: int, kind: str, subject: Any, origin: Any) -> Event:
         return Event(seq, at_us, kind, subject.produced_by, subject.correlation_id, subject.activation_id or b"",
                      (subject.id,), subject.type)  # fmt: skip
     if isinstance(subject, Completion):
-        detail = "" if subject.error is None else f"{subject.error.type}: {subject.error.message}"
+        error = subject.error
+        detail = "" if error is None else f"{error.type}: {error.message}"
         outputs = tuple(p.envelope.id for p in subject.outputs)
         agent, correlation = origin
-        return Event(seq, at_us, kind, agent, correlation, subject.id, outputs, detail)
-    return msgspec.structs.replace(subject, seq=seq)
+        trace = "" if error is None else error.traceback
+        return Event(seq, at_us, kind, agent, correlation, subject.id, outputs, detail, traceback=trace)
+    noted: Event = msgspec.structs.replace(subject, seq=seq)
+    return noted

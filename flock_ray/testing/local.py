@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from flock_ray.actors.router import Router, RouterSettings
+from flock_ray.actors.pools import RouterSettings
+from flock_ray.actors.router import Router
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.actors.worker import Worker
 from flock_ray.adapters.memory import RecordingJournal

@@ -143,7 +143,12 @@ def job_folder(tmp_path: Path) -> Path:
 def _run(command: list[str], folder: Path, **env: str) -> str:
     root = str(Path(__file__).parents[2])
     ended = subprocess.run(
-        command, cwd=folder, env={**os.environ, "PYTHONPATH": root, **env}, capture_output=True, text=True, timeout=250
+        command,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": root, **env},
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
@@ -154,7 +159,9 @@ def _value_of(key: str, output: str) -> object:
     return json.loads(line.removeprefix(key))
 
 
-def test_a_script_runs_as_a_submitted_job_and_by_address_and_leaves_no_actor(head: Head, job_folder: Path) -> None:
+def test_a_script_runs_as_a_submitted_job_and_by_address_and_leaves_no_actor(
+    head: Head, job_folder: Path
+) -> None:
     # When a folder is submitted to a cluster
     ray_command = str(Path(sys.executable).with_name("ray"))
     submit = [ray_command, "job", "submit", "--address", head.dashboard, "--working-dir", str(job_folder)]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import time
@@ -70,7 +69,8 @@ async def test_a_board_leaves_no_process_however_its_driver_ends(
     # When each has used its board and ends in its way
     pids: dict[str, list[int]] = {}
     for end, signum in ends.items():
-        assert (stdout := drivers[end].stdout) is not None
+        stdout = drivers[end].stdout
+        assert stdout is not None
         line = await asyncio.to_thread(stdout.readline)
         assert line.startswith("["), drivers[end].communicate()[1]
         pids[end] = json.loads(line)
@@ -86,11 +86,8 @@ async def test_a_board_leaves_no_process_however_its_driver_ends(
     left: dict[str, Any] = dict.fromkeys(ends)
     while left and time.monotonic() < deadline:
         await asyncio.sleep(0.2)
-        left = {
-            end: (running, named)
-            for end in ends
-            if (running := [pid for pid in pids[end] if alive(pid)]) + (named := actors_of(namespaces[end]))  # type: ignore[operator]
-        }
+        found = {end: ([pid for pid in pids[end] if alive(pid)], actors_of(namespaces[end])) for end in ends}
+        left = {end: rest for end, rest in found.items() if any(rest)}
     assert left == {}
 
 
@@ -113,4 +110,3 @@ async def test_a_detached_board_goes_on_without_its_driver_and_serves_the_next_o
         board = await join(namespace)
         assert isinstance(board, RayBoard)
         await board.close()
-    assert os.getpid() not in pids

@@ -73,7 +73,9 @@ async def test_a_pool_of_its_own_grows_from_zero_with_its_queue_and_drains_to_ze
     assert await flock.store.count(Done) == 11
 
 
-async def test_light_agents_share_a_worker_and_each_keeps_its_concurrency(new_flock: NewFlock, tmp_path: Path) -> None:
+async def test_light_agents_share_a_worker_and_each_keeps_its_concurrency(
+    new_flock: NewFlock, tmp_path: Path
+) -> None:
     # Given two light agents on one worker, of which one may run two at a time
     gate = tmp_path / "gate"
     flock = new_flock(max_workers=1)
@@ -95,7 +97,9 @@ async def test_light_agents_share_a_worker_and_each_keeps_its_concurrency(new_fl
     assert max(sum(a.started <= b.started < a.ended for a in done) for b in done) == 2
 
 
-async def test_an_agent_that_asks_for_what_no_node_has_is_shown_and_holds_up_nobody(new_flock: NewFlock) -> None:
+async def test_an_agent_that_asks_for_what_no_node_has_is_shown_and_holds_up_nobody(
+    new_flock: NewFlock,
+) -> None:
     # Given an agent that asks for a resource that does not exist
     flock = new_flock()
     flock.agent("greedy").consumes(Word).publishes(Shout).pool(resources={"unobtainium": 1}).runs(

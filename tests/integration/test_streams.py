@@ -31,7 +31,9 @@ async def take(items: AsyncIterator[T], count: int) -> list[T]:
     return found
 
 
-async def test_a_stream_yields_every_artifact_of_all_shards_and_goes_on_from_its_cursor(new_flock: NewFlock) -> None:
+async def test_a_stream_yields_every_artifact_of_all_shards_and_goes_on_from_its_cursor(
+    new_flock: NewFlock,
+) -> None:
     # Given thirty words on three shards, and a reader who has read them
     flock = new_flock(shards=3)
     await asyncio.gather(*(flock.publish(Word(text=str(n))) for n in range(30)))
@@ -102,8 +104,7 @@ async def test_a_full_board_makes_publishers_wait_then_says_so_and_loses_nothing
     async def publish(n: int) -> None:
         try:
             await flock.publish(Job(n=n, gate=str(gate)), idempotency_key=f"job-{n}")
-        except BackpressureError as error:
-            assert error.retryable
+        except BackpressureError:
             refused.append(n)
 
     # When two hundred jobs are published, ten at a time
@@ -134,8 +135,8 @@ async def _by_text(word: Word) -> Shout:
         raise KeyError("nothing there")
     if word.text == "exit":
         os._exit(1)
-    while word.text == "hang":
-        await asyncio.sleep(0.01)
+    if word.text == "hang":
+        await asyncio.Event().wait()
     return Shout(text=word.text.upper())
 
 

@@ -262,8 +262,9 @@ class Audit:
         for core in self.cores:
             for _, posting in core.accepted:
                 if posting.envelope.correlation_id not in self.cancelled:
-                    gated = {m.subscription for m in posting.matches if core.subscriptions[m.subscription].kind != "single"}
-                    assert all(fed[sub, posting.envelope.id] == 1 for sub in gated)
+                    kinds = {m.subscription: core.subscriptions[m.subscription].kind for m in posting.matches}
+                    gated = [name for name, kind in kinds.items() if kind != "single"]
+                    assert all(fed[name, posting.envelope.id] == 1 for name in gated)
 
 
 def check_firing(spec: SubscriptionSpec, inputs: list[Envelope], groups: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from flock_ray.actors.router import RouterSettings
+from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.board import Board, BoardLinks
 from flock_ray.core.dispatch import Dispatcher

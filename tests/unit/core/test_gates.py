@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from itertools import count
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flock_ray.core import gates
@@ -33,6 +33,7 @@ def ids(items: list[Item]) -> list[bytes]:
 arrivals = st.lists(st.sampled_from("ABC"), max_size=40)
 
 
+@settings(deadline=None, max_examples=60)
 @given(arrivals)
 def test_and_gate_fires_as_often_as_its_inputs_allow_and_uses_each_once_in_arrival_order(names: list[str]) -> None:
     # Given a gate for (A, A, B) and any order of arrivals
@@ -48,6 +49,7 @@ def test_and_gate_fires_as_often_as_its_inputs_allow_and_uses_each_once_in_arriv
     assert bool(slot.gates) == bool(held_by(slot)), "a gate that holds nothing is forgotten"
 
 
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from([b"x", b"y", b"z"]), st.integers(0, 30)), max_size=40),
     st.sampled_from(["join", "join_batch"]),
@@ -74,16 +76,17 @@ def test_join_never_mixes_keys_keeps_its_window_and_accounts_for_every_input(
                 # Then only equal keys inside the window meet
                 assert key_a == key_b
                 assert [i.envelope.type for i in pair] == ["A", "B"]
-                if kind == "join" and "within_count" in window:
-                    assert abs(nr_a - nr_b) <= 3
-                if kind == "join" and "within_us" in window:
-                    assert abs(at_a - at_b) <= 40 or fate.total() > 2
+                # (surplus inputs begin a new window, so only the first pair of a key is sure to be close)
+                if sum(1 for other, _, _ in born.values() if other == key_a) == 2:
+                    assert abs(nr_a - nr_b) <= window.get("within_count", nr_a + nr_b)
+                    assert abs(at_a - at_b) < window.get("within_us", now + 1)
         for expiry in expired:
             fate.update(ids(expiry.items))
     fate.update(ids(held_by(slot)))
     assert fate == Counter(born.keys()), "every input has fired, expired or waits: once"
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.integers(1, 6), st.integers(0, 30), st.booleans())
 def test_batch_fires_when_full_and_its_deadline_releases_the_rest(size: int, arriving: int, late: bool) -> None:
     # Given a batch with a size and a timeout
@@ -105,19 +108,20 @@ def test_batch_fires_when_full_and_its_deadline_releases_the_rest(size: int, arr
 
 
 def test_count_window_expires_old_groups_behind_one_that_started_anew() -> None:
-    # Given join then batch with a window of 2 arrivals: x began first and got complete, so it starts anew
-    slot, spec = Slot(0), spec_of("join_batch", "A", "B", within_count=2, batch_size=9)
+    # Given join then batch with a window of 3 arrivals: x began first and got complete, so it starts anew
+    slot, spec = Slot(0), spec_of("join_batch", "A", "B", within_count=3, batch_size=9)
     first_x, old_y = item_of("A"), item_of("A")
     gates.feed(slot, spec, b"x", item_of("A"), 0)
     gates.feed(slot, spec, b"x", first_x, 0)
     gates.feed(slot, spec, b"y", old_y, 0)
     gates.feed(slot, spec, b"x", item_of("B"), 0)
     # When the window of y has passed
-    expired = [e for _ in range(2) for e in gates.feed(slot, spec, b"z", item_of("A"), 0)[1]]
+    expired = [e for _ in range(3) for e in gates.feed(slot, spec, b"z", item_of("A"), 0)[1]]
     # Then y expires although x, restarted later, was opened before it
     assert old_y.envelope.id in [i for e in expired for i in ids(e.items)]
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.sampled_from(["single", "and", "join", "batch", "join_batch"]), st.integers(0, 3), st.text(max_size=5))
 def test_inputs_of_one_workflow_gate_meet_in_one_slot_whatever_their_partition(
     kind: str, within: int, workflow: str

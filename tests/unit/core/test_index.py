@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flock_ray.core.index import BoardIndex, CountQuery
@@ -28,6 +28,7 @@ def fill(entries: list[tuple[str, str, tuple[str, ...], str]]) -> tuple[BoardInd
     return index, made
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(envelopes, max_size=30), st.lists(envelopes, max_size=10), queries, st.sets(st.integers(1, 40)))
 def test_counts_stay_equal_to_a_scan_through_additions_and_evictions(
     before: list[tuple[str, str, tuple[str, ...], str]],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flock_ray.core.scaling import UP_AFTER_S, PoolView, target_workers
@@ -16,6 +16,7 @@ views = st.builds(
 )  # fmt: skip
 
 
+@settings(deadline=None, max_examples=60)
 @given(views)
 def test_a_pool_stays_in_its_limits_and_moves_for_a_reason(view: PoolView) -> None:
     target = target_workers(view)
@@ -29,6 +30,7 @@ def test_a_pool_stays_in_its_limits_and_moves_for_a_reason(view: PoolView) -> No
         assert view.oldest_age_s >= UP_AFTER_S
 
 
+@settings(deadline=None, max_examples=60)
 @given(views)
 def test_work_without_a_worker_starts_one_at_once(view: PoolView) -> None:
     assert target_workers(replace(view, workers=0, ready=1, oldest_age_s=0.0, since_change_s=0.0)) >= 1

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flock_ray.core.ids import slot_of
@@ -125,6 +125,7 @@ def test_cancelling_one_workflow_leaves_what_others_have_in_the_same_gates() -> 
     assert waiting == {"u": 1, "v": 2}
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.permutations(range(1, 7)), st.lists(st.integers(1, 6), max_size=6))
 def test_forwards_of_one_source_apply_in_order_and_once_however_they_arrive(order: list[int], again: list[int]) -> None:
     # Given six artifacts of another slot, sent in any order and some of them twice
@@ -145,6 +146,7 @@ def test_forwards_of_one_source_apply_in_order_and_once_however_they_arrive(orde
     assert core.num_open == 6
 
 
+@settings(deadline=None, max_examples=60)
 @given(st.lists(st.sampled_from(["publish", "take", "complete", "lose", "cancel", "fail"]), max_size=40), st.data())
 def test_open_counts_always_agree_with_what_is_open(steps: list[str], data: st.DataObject) -> None:
     core = core_with(SINGLE, BATCH)

@@ -71,3 +71,19 @@ def test_a_redeploy_keeps_what_waits_in_gates_and_for_a_time() -> None:
         return list(seen)
 
     assert run_virtual(main()) == [(1, 2), "later"]
+
+
+def test_an_agent_declared_while_others_are_deployed_is_deployed_too() -> None:
+    async def main() -> list[tuple[str, int]]:
+        seen = Seen()
+        async with VirtualFlock() as flock:
+            flock.agent("a").consumes(Order).runs(seen.by("a"))
+            first = asyncio.ensure_future(flock.publish(Order(n=1)))
+            await asyncio.sleep(0)
+            flock.agent("b").consumes(Order).runs(seen.by("b"))
+            await first
+            await flock.publish(Order(n=2))
+            await flock.run_until_idle()
+        return sorted(pair for pair in seen if pair[1] == 2)
+
+    assert run_virtual(main()) == [("a", 2), ("b", 2)]
