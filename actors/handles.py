@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,6 +18,10 @@ from ray.exceptions import (
 )
 
 from flock_ray.ports import PeerGoneError
+
+
+RESTART_S = 30.0
+"""How long drivers wait for a router that restarts; it takes about a second."""
 
 
 def actor_name(namespace: str, role: str, index: int | str) -> str:
@@ -82,6 +87,22 @@ class ActorLink:
         except ValueError:
             return
         ray.kill(handle, no_restart=True)
+
+
+class PatientLink(ActorLink):
+    """Waits for an actor that restarts; for calls that may be repeated, of drivers to the router."""
+
+    __slots__ = ()
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        deadline = time.monotonic() + RESTART_S
+        while True:
+            try:
+                return await super()._call(method, *args)
+            except PeerGoneError as gone:
+                if gone.final or time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(0.2)
 
 
 class RayPeers:

@@ -201,12 +201,15 @@ class MatchTable:
                 continue
             if sub.delivery == "exclusive":
                 exclusive.append((candidate, match))
-            else:
-                matches.append(match)
+                continue
+            matches.append(match)
             if single:
                 served.add(sub.agent)
         if exclusive:
-            matches.append(_choose(exclusive, envelope.id))
+            winner, match = _choose(exclusive, envelope.id)
+            # An agent that also has a plain subscription on the type gets the artifact once, by that one.
+            if winner.subscription.kind != "single" or winner.subscription.agent not in served:
+                matches.append(match)
         signals = tuple(_signals(table.tests, get, refusals)) if table.tests else ()
         return Matched(tuple(matches), signals, tuple(refusals))
 
@@ -256,7 +259,7 @@ class MatchTable:
             and all(check.passed for check in out[candidate.subscription.id])
         ]
         if candidates:
-            chosen = _choose(candidates, envelope.id).subscription
+            chosen = _choose(candidates, envelope.id)[1].subscription
             for candidate, _ in candidates:
                 name = candidate.subscription.id
                 out[name].append(Check("exclusive", name == chosen, f"goes to {chosen}"))
@@ -291,12 +294,11 @@ def _compile(
     return _ForType(tuple(candidates), plain, producers, tuple(tests))
 
 
-def _choose(exclusive: list[tuple[Candidate, Match]], artifact_id: bytes) -> Match:
+def _choose(exclusive: list[tuple[Candidate, Match]], artifact_id: bytes) -> tuple[Candidate, Match]:
     """Pick one: the highest priority, and among equals evenly by the artifact's id."""
     top = max(candidate.subscription.priority for candidate, _ in exclusive)
-    best = [(c.subscription.id, match) for c, match in exclusive if c.subscription.priority == top]
-    best.sort(key=lambda entry: derive_id(entry[0].encode(), artifact_id))
-    return best[0][1]
+    best = [entry for entry in exclusive if entry[0].subscription.priority == top]
+    return min(best, key=lambda entry: derive_id(entry[0].subscription.id.encode(), artifact_id))
 
 
 def _signals(

@@ -179,3 +179,17 @@ def test_chained_consumes_are_alternatives() -> None:
         return list(seen)
 
     assert run_virtual(main()) == [("a", 1), ("a", 2)]
+
+
+def test_an_agent_that_loses_an_exclusive_artifact_still_gets_it_by_its_plain_subscription() -> None:
+    async def scenario() -> None:
+        seen = Seen()
+        async with VirtualFlock() as flock:
+            both = flock.agent("both").consumes(Order, delivery="exclusive")
+            both.consumes(Order, name="plain").runs(seen.by("both"))
+            flock.agent("winner").consumes(Order, delivery="exclusive", priority=5).runs(seen.by("winner"))
+            await flock.publish(Order(n=1))
+            await flock.run_until_idle()
+        assert sorted(name for name, _ in seen) == ["both", "winner"]
+
+    run_virtual(scenario())
