@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import ray
 
-from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
+from flock_ray.actors.handles import ActorLink, PatientLink, RayPeers, actor_name
 from flock_ray.actors.processes import MAX_PENDING, BoardPlan, RouterActor, ShardActor
 from flock_ray.board import BoardLinks
 from flock_ray.config import RayConfig
@@ -93,7 +93,7 @@ async def open_board(plan: BoardPlan) -> RayBoard:
         handle = ShardActor.options(name=name, max_restarts=0, **options).remote(index, plan)
         shards.append(ActorLink(name, plan.namespace, handle))
     name = actor_name(plan.namespace, "router", 0)
-    router = ActorLink(
+    router = PatientLink(
         name, plan.namespace, RouterActor.options(name=name, max_restarts=-1, **options).remote(plan)
     )
     await asyncio.gather(*(shard.start_up() for shard in shards), router.describe())
@@ -106,7 +106,7 @@ async def _join(namespace: str) -> RayBoard | None:
         handle = await asyncio.to_thread(ray.get_actor, name, namespace)
     except ValueError:
         return None
-    router = ActorLink(name, namespace, handle)
+    router = PatientLink(name, namespace, handle)
     try:
         plan: BoardPlan = await router.describe()
     except PeerGoneError as error:

@@ -19,7 +19,6 @@ from ray.exceptions import (
 
 from flock_ray.ports import PeerGoneError
 
-
 RESTART_S = 30.0
 """How long drivers wait for a router that restarts; it takes about a second."""
 

@@ -328,6 +328,7 @@ class PoolKeeper:
         Raises:
             ConfigurationError: No such agent.
         """
+        await self._recovered.wait()
         package = self._packages.get(agent)
         if package is None:
             raise ConfigurationError(f"No agent {agent!r} is on this board.")
@@ -343,6 +344,7 @@ class PoolKeeper:
 
     async def pools(self) -> dict[str, dict[str, Any]]:
         """Return workers, demand and trouble by pool."""
+        await self._recovered.wait()
         now = self._monotonic()
         out: dict[str, dict[str, Any]] = {}
         for name, pool in self._pools.items():

@@ -25,6 +25,9 @@ class ShardReaders:
 
     core: ShardCore
     index: int
+    num_appends: int
+    num_records: int
+    num_messages: int
 
     def __init__(self) -> None:
         """Start without readers."""
@@ -191,4 +194,7 @@ class ShardReaders:
             "gates": sum(len(keys) for s in core.slots.values() for keys in s.gates.values()),
             "table_version": core.table.version,
             "events": core.events.head,
+            "appends": self.num_appends,
+            "records": self.num_records,
+            "messages": self.num_messages,
         }

@@ -78,6 +78,8 @@ class Shard(ShardReaders):
         self._timer_at_us = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sending: set[int] = set()
+        self.num_appends = self.num_records = self.num_messages = 0
+        """Micro-batches, records in them, and messages to workers so far."""
         self._closed = False
         self._reported: dict[str, int] = {}
         self._report_timer: asyncio.TimerHandle | None = None
@@ -206,6 +208,8 @@ class Shard(ShardReaders):
         """Append what was accepted; while the store is down nothing is answered and nothing is sent."""
         while self.core.records:
             records, self.core.records = self.core.records, []
+            self.num_appends += 1
+            self.num_records += len(records)
             delay_s = 0.05
             while True:
                 try:
@@ -289,6 +293,7 @@ class Shard(ShardReaders):
         core = self.core
         for worker, tasks in core.dispatch.take(now_us, core.table.version).items():
             for part in parts(tasks, lambda task: sum(len(e.payload) + ENVELOPE_BYTES for e in task.inputs)):
+                self.num_messages += 1
                 self._spawn(self._hand_over(worker, wire.RunBatch(self.index, part, core.table.version)))
 
     async def _hand_over(self, worker: str, batch: wire.RunBatch) -> None:

@@ -69,7 +69,7 @@ async def test_the_work_of_a_killed_worker_runs_elsewhere_and_has_one_result(
     new_flock: NewFlock, tmp_path: Path
 ) -> None:
     # Given a worker in the middle of an activation, with more queued
-    flock = new_flock(shards=2)
+    flock = new_flock()
     flock.agent("work").consumes(Job).publishes(Done).max_concurrency(4).runs(_work)
     gate = tmp_path / "gate"
     await flock.publish(Job(n=0, gate=str(gate)))
@@ -146,7 +146,8 @@ async def test_work_flows_while_a_killed_router_restarts_and_pools_scale_after(
     await exactly_once(flock, range(50))
     assert len({d.pid for d in await flock.store.get_by_type(Done)}) == 1
 
-    # And who asked the router meanwhile has his answer, and the new one knows that worker, takes deploys and scales a pool from zero
+    # And who asked the router meanwhile has his answer
+    # And the new one knows that worker, takes deploys and scales a pool from zero
     assert "shared" in await asked
     flock.agent("late").consumes(Done, where=lambda d: d.n == 50).publishes(Job).pool(
         max=1, idle_timeout=timedelta(seconds=30)
