@@ -24,7 +24,7 @@ from flock_ray.core.status import ArtifactFate, WorkflowPart
 from flock_ray.deployment import package
 from flock_ray.edge import Edge
 from flock_ray.errors import BackpressureError, BoardClosedError, StoreUnavailableError
-from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, RouterLink, ShardLink
+from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, ShardLink
 
 MAX_OUTSTANDING = 4
 """Batches on the way to one shard: one that is applied, the rest to hide the round trip."""

@@ -179,11 +179,11 @@ class MatchTable:
     def _match_slowly(
         self, table: _ForType, envelope: Envelope, model: BaseModel | None, not_before_us: int
     ) -> Matched:
-        decoded = [model]
+        decoded: list[BaseModel] = [] if model is None else [model]
 
         def get() -> BaseModel:
-            if decoded[0] is None:
-                decoded[0] = self._registry.validate(envelope.type, envelope.version, envelope.payload)
+            if not decoded:
+                decoded.append(self._registry.validate(envelope.type, envelope.version, envelope.payload))
             return decoded[0]
 
         visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)

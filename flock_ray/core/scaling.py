@@ -36,7 +36,8 @@ def target_workers(pool: PoolView) -> int:
     """Return how many workers the pool should have now.
 
     Grows by half (at least one) while work waits longer than `UP_AFTER_S`, from zero at once;
-    shrinks by one after `idle_timeout_s` without work, never below `min`.
+    shrinks by one after `idle_timeout_s` without work, never below `min`, and
+    at once to a `max` that a deploy has lowered.
     """
     if pool.workers < pool.min:
         return pool.min
@@ -45,7 +46,8 @@ def target_workers(pool: PoolView) -> int:
     waits = pool.ready and pool.oldest_age_s >= UP_AFTER_S
     if waits and pool.workers < pool.max and pool.since_change_s >= UP_EVERY_S:
         return min(pool.max, pool.workers + max(1, pool.workers // 2))
+    limit = max(pool.max, pool.min)
     idle = not pool.ready and not pool.running and pool.idle_s >= pool.idle_timeout_s
     if idle and pool.workers > pool.min and pool.since_change_s >= pool.idle_timeout_s:
-        return pool.workers - 1
-    return min(pool.workers, max(pool.max, pool.min))
+        return min(pool.workers - 1, limit)
+    return min(pool.workers, limit)

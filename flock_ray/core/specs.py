@@ -5,7 +5,7 @@ Every mistake is a `ConfigurationError` that says what to write instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Any, TypeAlias, TypeVar
@@ -32,7 +32,7 @@ _MICROSECOND = timedelta(microseconds=1)
 class JoinSpec:
     """Wait for one artifact of each consumed type with the same key."""
 
-    by: Callable[[Any], Hashable]
+    by: Callable[[Any], Any]
     """Gives the key of a model."""
     within: timedelta | int = DEFAULT_JOIN_WINDOW
     """How long a group waits for its rest, or for how many further artifacts."""

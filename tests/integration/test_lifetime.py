@@ -7,7 +7,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -52,7 +52,7 @@ def alive(pid: int) -> bool:
 
 
 def actors_of(namespace: str) -> list[str]:
-    named = ray.util.list_named_actors(all_namespaces=True)
+    named = cast(list[dict[str, str]], ray.util.list_named_actors(all_namespaces=True))
     return [str(entry["name"]) for entry in named if entry["namespace"] == namespace]
 
 
