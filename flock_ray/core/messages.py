@@ -7,7 +7,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-MAX_MESSAGE_BYTES = 80_000
+MAX_MESSAGE_BYTES = 400000
 """Ray sends arguments up to 100 KB inline; larger ones go through the object store, which costs the
 raylet 10-40 us per item (measured)."""
 
