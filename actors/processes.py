@@ -30,6 +30,9 @@ from flock_ray.ports import PeerGoneError
 SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
 """With the defaults the rate falls by a third as the index grows (measured)."""
 
+WORKER_GC_THRESHOLDS = (50_000, 20, 50)
+"""Models of one batch die together by reference count; user code that makes cycles is still cleaned up often."""
+
 START_TIMEOUT_S = 60.0
 GONE_AFTER_S = 20.0
 """A worker that finds no router for so long ends itself: its board is gone."""
@@ -67,6 +70,7 @@ class RayShard(Shard):
         """Begin to work; safe to repeat. Returns the process id."""
         if not self._started:
             self._started = True
+            gc.freeze()  # what start-up made stays: no collection looks at it again
             self.start()
         return os.getpid()
 
@@ -173,6 +177,8 @@ class RayWorker(Worker):
         """Begin to work; safe to repeat. Returns the process id."""
         self._orphaned.cancel()
         if self._attached is None:
+            gc.freeze()
+            gc.set_threshold(*WORKER_GC_THRESHOLDS)
             self._attached = asyncio.ensure_future(self._stay_attached())
         return os.getpid()
 

@@ -12,11 +12,12 @@ import logging
 from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from flock_ray.actors.readers import ShardReaders
 from flock_ray.core import wire
-from flock_ray.core.messages import ENVELOPE_BYTES, parts
+from flock_ray.core.messages import parts
 from flock_ray.core.shard import ShardCore
 from flock_ray.errors import StoreUnavailableError
 from flock_ray.ports import Clock, Journal, PeerGoneError, Peers
@@ -78,6 +79,8 @@ class Shard(ShardReaders):
         self._timer_at_us = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sending: set[int] = set()
+        self._outgoing: dict[int, dict[tuple[int, int, int], wire.Forward]] = {}
+        """By shard: outbox entries that are in the journal. Others must not leave: a crash would undo them here."""
         self.num_appends = self.num_records = self.num_messages = 0
         """Micro-batches, records in them, and messages to workers so far."""
         self._closed = False
@@ -292,7 +295,7 @@ class Shard(ShardReaders):
     def _dispatch(self, now_us: int) -> None:
         core = self.core
         for worker, tasks in core.dispatch.take(now_us, core.table.version).items():
-            for part in parts(tasks, lambda task: sum(len(e.payload) + ENVELOPE_BYTES for e in task.inputs)):
+            for part in parts(tasks, [_payload_bytes(task) for task in tasks]):
                 self.num_messages += 1
                 self._spawn(self._hand_over(worker, wire.RunBatch(self.index, part, core.table.version)))
 
@@ -325,16 +328,20 @@ class Shard(ShardReaders):
             await self._peers.worker(worker).cancel(ids)
 
     def _send_forwards(self) -> None:
-        targets = {forward.target % self._num_shards for forward in self.core.remote_forwards}
-        self.core.remote_forwards = []
-        for shard in targets - self._sending:
-            self._sending.add(shard)
-            self._spawn(self._forward_to(shard))
+        forwards, self.core.remote_forwards = self.core.remote_forwards, []
+        for forward in forwards:
+            shard = forward.target % self._num_shards
+            key = (forward.source, forward.target, forward.seq)
+            self._outgoing.setdefault(shard, {})[key] = forward
+            if shard not in self._sending:
+                self._sending.add(shard)
+                self._spawn(self._forward_to(shard))
 
     async def _forward_to(self, shard: int) -> None:
-        """Send the outbox for one shard until it is empty: one batch at a time keeps the order."""
+        """Send what is for one shard until it has all: one batch at a time keeps the order."""
+        outgoing = self._outgoing[shard]
         try:
-            while pending := self._outbox_for(shard):
+            while pending := list(islice(outgoing.values(), 1000)):
                 batch = wire.ForwardBatch(self.index, pending, self.core.table.version)
                 try:
                     reply = wire.decode_forward_reply(
@@ -344,21 +351,13 @@ class Shard(ShardReaders):
                     reply = wire.ForwardReply("closed")
                 if reply.status == "ok" and reply.acks:
                     for ack in reply.acks:
+                        outgoing.pop(ack, None)
                         self.core.forward_acked(*ack)
                     self._wake.set()
                 else:
                     await asyncio.sleep(0.05)
         finally:
             self._sending.discard(shard)
-
-    def _outbox_for(self, shard: int) -> list[wire.Forward]:
-        out: list[wire.Forward] = []
-        for slot in self.core.slots.values():
-            if slot.outbox:
-                out.extend(f for f in slot.outbox.values() if f.target % self._num_shards == shard)
-                if len(out) >= 1000:
-                    break
-        return out
 
     def _set_timer(self, now_us: int) -> None:
         due = self.core.next_timer_us()
@@ -428,3 +427,8 @@ class Shard(ShardReaders):
         for worker in batch.lost:
             self.core.worker_lost(worker, now_us)
         self.core.dispatch.grant(batch, now_us)
+
+
+def _payload_bytes(task: wire.Task) -> int:
+    inputs = task.inputs
+    return len(inputs[0].payload) if len(inputs) == 1 else sum(len(e.payload) for e in inputs)

@@ -14,7 +14,7 @@ import msgspec
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.matching import MatchTable
-from flock_ray.core.messages import ENVELOPE_BYTES, parts
+from flock_ray.core.messages import parts
 from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.shard import NOT_RUN
 from flock_ray.core.state import MATCH_AGENT
@@ -93,8 +93,9 @@ class MatchRunner:
         return wire.Completion(task.id, task.attempt, task.slot, error=wire.ErrorInfo(exc_type, message))
 
 
-def _size(completion: wire.Completion) -> int:
-    return ENVELOPE_BYTES + sum(len(p.envelope.payload) + ENVELOPE_BYTES for p in completion.outputs)
+def _payload_bytes(completion: wire.Completion) -> int:
+    outputs = completion.outputs
+    return len(outputs[0].envelope.payload) if len(outputs) == 1 else sum(len(p.envelope.payload) for p in outputs)
 
 
 def pool_of(worker: str) -> str:
@@ -242,8 +243,9 @@ class Worker:
         for name in sorted(hosted & (changed | (hosted - self._hosted))):
             definition = self._definitions[name]
             runner = AgentRunner(
-                definition, self._registry, self._edge.post, now_us=self._clock.now_us, monotonic=self._monotonic
-            )
+                definition, self._registry, self._edge.post,
+                now_us=self._clock.now_us, monotonic=self._monotonic, output=self._edge.output,
+            )  # fmt: skip
             limit = definition.effective_concurrency()
             self._executor.set_agent(name, runner, max_concurrency=limit, timeout_s=definition.timeout_s)
         self._executor.set_agent(MATCH_AGENT, MatchRunner(self._edge), max_concurrency=1, timeout_s=None)
@@ -319,7 +321,7 @@ class Worker:
         try:
             while pending := self._out.pop(shard, None):
                 matched = self._edge.table.version
-                for part in parts(pending, _size):
+                for part in parts(pending, [_payload_bytes(completion) for completion in pending]):
                     await self._commit(shard, part, matched)
         finally:
             del self._sending[shard]

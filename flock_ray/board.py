@@ -18,7 +18,7 @@ from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.events import Event
 from flock_ray.core.index import CountQuery
 from flock_ray.core.matching import MatchTable
-from flock_ray.core.messages import ENVELOPE_BYTES, parts
+from flock_ray.core.messages import parts
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.status import ArtifactFate, WorkflowPart
 from flock_ray.deployment import package
@@ -189,7 +189,7 @@ class Board:
         outcomes: list[int],
         version: int,
     ) -> None:
-        batches = list(parts(positions, lambda i: len(postings[i].envelope.payload) + ENVELOPE_BYTES))
+        batches = parts(positions, [len(postings[i].envelope.payload) for i in positions])
         if len(batches) == 1:
             await self._publish_batch(shard, positions, postings, outcomes, version)
             return

@@ -11,7 +11,7 @@ from flock_ray.core.ids import slot_of
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.registry import TypeRegistry, to_json
 from flock_ray.core.visibility import Visibility, encode_visibility
-from flock_ray.core.wire import Envelope, Posting
+from flock_ray.core.wire import Envelope, Posting, Task
 from flock_ray.errors import PayloadTooLargeError
 
 DEFAULT_MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
@@ -84,10 +84,7 @@ class Edge:
             known = self._known[cls] = (self._registry.name_for(cls), self._registry.version_for(cls))
         payload = to_json(model)
         if len(payload) > self.max_payload_bytes:
-            raise PayloadTooLargeError(
-                f"{cls.__name__}: the payload is {len(payload)} bytes, the limit {self.max_payload_bytes}. "
-                "Store large data elsewhere and publish a reference, or raise max_payload_bytes."
-            )
+            raise self._too_large(cls, payload)
         envelope = Envelope(
             id,
             known[0],
@@ -108,6 +105,43 @@ class Edge:
         matched = self.table.match(envelope, model, not_before_us)
         return Posting(
             envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us
+        )
+
+    def output(
+        self, model: BaseModel, task: Task, id: bytes, produced_by: str, created_us: int, via: tuple[str, ...]
+    ) -> Posting:
+        """Do what `post` does for the output of a run with one public, untagged input: most artifacts are that.
+
+        Args:
+            model: An instance of a registered type.
+            task: The run; its output stays in the workflow, and so in the slot, of its input.
+            id: Of the output.
+            produced_by: Name of the agent.
+            created_us: Now.
+            via: Agents among its ancestors.
+        """
+        cls = type(model)
+        known = self._known.get(cls)
+        if known is None:
+            known = self._known[cls] = (self._registry.name_for(cls), self._registry.version_for(cls))
+        payload = to_json(model)
+        if len(payload) > self.max_payload_bytes:
+            raise self._too_large(cls, payload)
+        source = task.inputs[0]
+        envelope = Envelope(
+            id, known[0], known[1], payload, source.correlation_id, source.slot, produced_by, created_us, (), None,
+            source.partition_key, (source.id,), task.id, source.priority, via,
+        )  # fmt: skip
+        plain = self.table.plain(known[0], produced_by)
+        if plain is not None:
+            return Posting(envelope, plain)
+        matched = self.table.match(envelope, model)
+        return Posting(envelope, matched.matches, matched.signals, matched.refusals)
+
+    def _too_large(self, cls: type[BaseModel], payload: bytes) -> PayloadTooLargeError:
+        return PayloadTooLargeError(
+            f"{cls.__name__}: the payload is {len(payload)} bytes, the limit {self.max_payload_bytes}. "
+            "Store large data elsewhere and publish a reference, or raise max_payload_bytes."
         )
 
     def rematch(self, posting: Posting) -> Posting:

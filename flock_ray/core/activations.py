@@ -10,7 +10,7 @@ import msgspec
 from flock_ray.core import gates
 from flock_ray.core.dispatch import Dispatcher
 from flock_ray.core.events import EventLog
-from flock_ray.core.ids import activation_id, output_id, slot_of, workflow_id_for
+from flock_ray.core.ids import activation_id, output_id, single_activation_id, slot_of, workflow_id_for
 from flock_ray.core.index import BoardIndex
 from flock_ray.core.records import Record
 from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
@@ -35,6 +35,8 @@ class ActivationDesk:
         self.subscriptions: dict[str, SubscriptionSpec] = {}
         self.agents: dict[str, AgentInfo] = {}
         self.matched_types: set[str] = set()
+        self._plain: dict[str, tuple[SubscriptionSpec, bytes]] = {}
+        """Subscriptions that start an activation per artifact, with the prefix of its id."""
         self.records: list[Record] = []
         """Accepted and not yet in the journal."""
         self.local_forwards: list[Forward] = []
@@ -102,12 +104,12 @@ class ActivationDesk:
     # -- activations --------------------------------------------------------------------------
 
     def _activate_single(
-        self, slot: Slot, workflow: Workflow, spec: SubscriptionSpec, envelope: Envelope, now_us: int
+        self, slot: Slot, workflow: Workflow, spec: SubscriptionSpec, prefix: bytes, envelope: Envelope, now_us: int
     ) -> None:
         agent = spec.agent
         if agent in envelope.via and self._loop_exhausted(slot, workflow, agent, (envelope,), now_us):
             return
-        key = activation_id(agent, spec.id, (envelope.id,), 0)
+        key = single_activation_id(prefix, envelope.id)
         activation = Activation(
             key,
             agent,
@@ -249,7 +251,7 @@ class ActivationDesk:
             self._send(
                 slot, envelope.slot, "publish", posting=posting, match=_UNMATCHED if unmatched else None
             )
-        elif envelope.id not in self.index:
+        elif envelope.id not in self.index.ids:
             self._accept(slot, posting, now_us)
             if unmatched:
                 self._request_match(slot, envelope, now_us)

@@ -39,6 +39,16 @@ def activation_id(agent: str, subscription_id: str, input_ids: tuple[bytes, ...]
     ).digest()
 
 
+def single_prefix(agent: str, subscription_id: str) -> bytes:
+    """Return what `single_activation_id` takes: the part of its hash that all inputs share."""
+    return b"%s\x00%s\x000\x00" % (agent.encode(), subscription_id.encode())
+
+
+def single_activation_id(prefix: bytes, input_id: bytes) -> bytes:
+    """Return `activation_id(agent, subscription_id, (input_id,), 0)`, at half its cost."""
+    return blake2b(prefix + input_id, digest_size=16).digest()
+
+
 def output_id(activation: bytes, position: int) -> bytes:
     """Name the output at a position (from 0) of an activation, whichever attempt made it."""
     return blake2b(activation + position.to_bytes(4, "big"), digest_size=16).digest()

@@ -34,14 +34,15 @@ class CountQuery(msgspec.Struct, array_like=True, frozen=True):
 class BoardIndex:
     """Artifacts of one shard by id, by type and by position."""
 
-    __slots__ = ("_counters", "_dead", "_evicted", "_seq_of", "_type_live", "_types", "base", "feed")
+    __slots__ = ("_counters", "_dead", "_evicted", "_type_live", "_types", "base", "feed", "ids")
 
     def __init__(self) -> None:
         """Start empty."""
         self.base = 1
         """Position of the first entry of `feed`; what came before was evicted."""
         self.feed: list[Envelope | None] = []
-        self._seq_of: dict[bytes, int] = {}
+        self.ids: dict[bytes, int] = {}
+        """Position of every artifact held."""
         self._types: dict[str, list[int]] = {}
         self._type_live: dict[str, int] = {}
         self._counters: dict[str, dict[CountQuery, int]] = {}
@@ -51,11 +52,11 @@ class BoardIndex:
 
     def __len__(self) -> int:
         """Artifacts held."""
-        return len(self._seq_of)
+        return len(self.ids)
 
     def __contains__(self, artifact_id: bytes) -> bool:
         """Say whether an artifact is on this shard."""
-        return artifact_id in self._seq_of
+        return artifact_id in self.ids
 
     @property
     def head(self) -> int:
@@ -66,7 +67,7 @@ class BoardIndex:
         """Add an artifact and return its position."""
         seq = self.base + len(self.feed)
         self.feed.append(envelope)
-        self._seq_of[envelope.id] = seq
+        self.ids[envelope.id] = seq
         name = envelope.type
         seqs = self._types.get(name)
         if seqs is None:
@@ -84,12 +85,12 @@ class BoardIndex:
 
     def get(self, artifact_id: bytes) -> Envelope | None:
         """Return an artifact; None when it is not here."""
-        seq = self._seq_of.get(artifact_id)
+        seq = self.ids.get(artifact_id)
         return None if seq is None else self.feed[seq - self.base]
 
     def position(self, artifact_id: bytes) -> int | None:
         """Return the feed position of an artifact; None when it is not here."""
-        return self._seq_of.get(artifact_id)
+        return self.ids.get(artifact_id)
 
     def at(self, seq: int) -> Envelope | None:
         """Return the artifact at a position; None when it was evicted."""
@@ -103,7 +104,7 @@ class BoardIndex:
             return
         self.feed[seq - self.base] = None
         self._evicted[envelope.type] = max(seq, self._evicted.get(envelope.type, 0))
-        del self._seq_of[envelope.id]
+        del self.ids[envelope.id]
         self._type_live[envelope.type] -= 1
         for query in self._counters.get(envelope.type, ()):
             if query.selects(envelope):

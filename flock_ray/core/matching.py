@@ -158,6 +158,11 @@ class MatchTable:
         """Say whether any subscription names the type."""
         return type_name in self._types
 
+    def plain(self, type_name: str, produced_by: str) -> tuple[Match, ...] | None:
+        """Return who gets public artifacts of a type, when nothing else decides; None: `match` has to look."""
+        table = self._types.get(type_name, _NOBODY)
+        return None if table.plain is None or produced_by in table.producers else table.plain
+
     def match(self, envelope: Envelope, model: BaseModel | None, not_before_us: int = 0) -> Matched:
         """Decide who gets an artifact.
 

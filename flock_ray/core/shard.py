@@ -13,6 +13,7 @@ from typing import Any
 
 from flock_ray.core import gates
 from flock_ray.core.activations import ActivationDesk
+from flock_ray.core.ids import single_prefix
 from flock_ray.core.records import (
     Cancelled,
     Completed,
@@ -88,7 +89,7 @@ class ShardCore(ActivationDesk):
         envelope = posting.envelope
         if envelope.slot not in self.slots:
             return WRONG_SLOT
-        if envelope.id in self.index:
+        if envelope.id in self.index.ids:
             return self._compare(posting)
         record = Published(now_us, posting)
         self.records.append(record)
@@ -234,6 +235,11 @@ class ShardCore(ActivationDesk):
         self.table = record.table
         self.subscriptions = {spec.id: spec for spec in record.table.subscriptions}
         self.agents = {info.name: info for info in record.table.agents}
+        self._plain = {
+            spec.id: (spec, single_prefix(spec.agent, spec.id))
+            for spec in record.table.subscriptions
+            if spec.kind == "single" and not spec.when
+        }
         self._index_conditions()
         self.matched_types = {name for spec in record.table.subscriptions for name in spec.types}
 
@@ -379,8 +385,13 @@ class ShardCore(ActivationDesk):
         if posting.refusals:
             self._note_refusals(posting, now_us)
         if posting.matches and not workflow.cancelled:
+            plain = self._plain
             for match in posting.matches:
-                self._deliver(slot, workflow, match, envelope, now_us)
+                known = plain.get(match.subscription)
+                if known is not None and not match.due_us:
+                    self._activate_single(slot, workflow, known[0], known[1], envelope, now_us)
+                else:
+                    self._deliver(slot, workflow, match, envelope, now_us)
         if name in self._conditions or posting.signals:
             self._recheck_conditions(slot, workflow, posting, now_us)
         if not workflow.open:
@@ -414,7 +425,7 @@ class ShardCore(ActivationDesk):
             slot.held.setdefault((spec.id, workflow.id), []).append((envelope, match))
             workflow.waiting += 1
         elif spec.kind == "single":
-            self._activate_single(slot, workflow, spec, envelope, now_us)
+            self._activate_single(slot, workflow, spec, single_prefix(spec.agent, spec.id), envelope, now_us)
         else:
             self._to_gate(slot, workflow, spec, match, envelope, now_us)
 

@@ -12,31 +12,33 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ValidationError
 
 from flock_ray.core.ids import output_id
-from flock_ray.core.wire import Completion, Task
+from flock_ray.core.wire import Completion, Posting, Task
 from flock_ray.engines.function import FunctionCall
 from flock_ray.engines.outputs import OutputContract
-from flock_ray.engines.posting import PostFn
 
 if TYPE_CHECKING:
     from flock_ray.core.definition import AgentDefinition
     from flock_ray.core.registry import TypeRegistry
 
-__all__ = ["StraightRun"]
+__all__ = ["OutputFn", "StraightRun"]
+
+OutputFn = Callable[[BaseModel, Task, bytes, str, int, tuple[str, ...]], Posting]
+"""`Edge.output`: makes an artifact of (model, task, id, produced by, created, agents among its ancestors)."""
 
 
 class StraightRun:
     """What is known of an agent's plain runs before any of them comes."""
 
-    __slots__ = ("_name", "_now_us", "_post", "_readers", "_singles", "_via", "output")
+    __slots__ = ("_name", "_now_us", "_output", "_readers", "_singles", "_via", "made")
 
     def __init__(
-        self, definition: AgentDefinition, output: type[BaseModel], registry: TypeRegistry, post: PostFn,
+        self, definition: AgentDefinition, made: type[BaseModel], registry: TypeRegistry, output: OutputFn,
         now_us: Callable[[], int],
     ) -> None:  # fmt: skip
         """Prepare for an agent that `fits`."""
-        self.output = output
+        self.made = made
         self._name = definition.name
-        self._post = post
+        self._output = output
         self._now_us = now_us
         singles = [sub for sub in definition.subscriptions if sub.kind == "single"]
         self._singles = {sub.id for sub in singles}
@@ -64,6 +66,8 @@ class StraightRun:
         if len(inputs) != 1 or task.subscription not in self._singles:
             return None
         envelope = inputs[0]
+        if envelope.correlation_id != task.correlation_id:
+            return None
         read = self._readers.get((envelope.type, envelope.version))
         if read is None or envelope.visibility is not None or envelope.tags:
             return None
@@ -75,24 +79,11 @@ class StraightRun:
 
     def completion(self, task: Task, made: BaseModel, run_us: int) -> Completion:
         """Return the completion of a run that made one output of the declared type."""
-        envelope = task.inputs[0]
-        via = self._via.get(envelope.via)
+        ancestors = task.inputs[0].via
+        via = self._via.get(ancestors)
         if via is None:
-            via = tuple(sorted({self._name, *envelope.via}))
+            via = tuple(sorted({self._name, *ancestors}))
             if len(self._via) < 1000:
-                self._via[envelope.via] = via
-        posting = self._post(
-            made,
-            id=output_id(task.id, 0),
-            correlation_id=task.correlation_id,
-            produced_by=self._name,
-            created_us=self._now_us(),
-            tags=(),
-            visibility=None,
-            partition_key=envelope.partition_key,
-            parents=(envelope.id,),
-            activation_id=task.id,
-            priority=envelope.priority,
-            via=via,
-        )
+                self._via[ancestors] = via
+        posting = self._output(made, task, output_id(task.id, 0), self._name, self._now_us(), via)
         return Completion(task.id, task.attempt, task.slot, (posting,), None, run_us)

@@ -7,17 +7,20 @@ requests and replies, repeated requests, failing journals, crashes and the workl
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import itertools
 import random
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from unittest import mock
 
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.board import Board, BoardLinks
 from flock_ray.core.dispatch import Dispatcher
-from flock_ray.core.records import Record
+from flock_ray.core.records import Record, encode_record
 from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.shard import ShardCore
 from flock_ray.errors import PoolSaturatedError, StoreUnavailableError
@@ -29,12 +32,43 @@ from flock_ray.testing.local import LocalBoard, sent
 T = TypeVar("T")
 
 
+class NumberedTask(asyncio.Task[Any]):
+    """Sets keep it by its number: their order does not depend on addresses in memory."""
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
+class NumberedFuture(asyncio.Future[Any]):
+    """The same for futures."""
+
+    number = 0
+
+    def __hash__(self) -> int:
+        return self.number
+
+
 class SeededLoop(VirtualTimeLoop):
     """Virtual time, and ready callbacks in an order that the seed decides."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
         self._rng = rng
+        self._numbers = itertools.count(1)
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # its type is that of no factory at all
+
+    def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> NumberedTask:
+        NumberedTask.number = next(self._numbers)
+        task = NumberedTask(work, loop=loop, **options)
+        task.number = NumberedTask.number
+        return task
+
+    def create_future(self) -> NumberedFuture:
+        future = NumberedFuture(loop=self)
+        future.number = next(self._numbers)
+        return future
 
     def _run_once(self) -> None:
         ready = self._ready  # type: ignore[attr-defined]  # asyncio's own queue
@@ -81,6 +115,7 @@ class World:
         self._deaths: dict[int, tuple[object, asyncio.Future[None]]] = {}
         self._travelling: set[asyncio.Task[Any]] = set()
         self.breakdowns: list[BaseException] = []
+        self.journals: list[SimJournal] = []
 
     def calm(self) -> None:
         """No more faults."""
@@ -180,6 +215,7 @@ class SimJournal:
         self.records: list[Record] = []
         self.pending: list[Record] = []
         """Handed in and not yet durable."""
+        world.journals.append(self)
 
     async def append(self, records: Sequence[Record]) -> None:
         world = self._world
@@ -270,7 +306,6 @@ class SimBoard(LocalBoard):
         self.the_router = self._make_router()
         self.the_router.start(first=False)
 
-
     async def restart_shard(self) -> None:
         """A shard dies with everything that its journal does not have; a new one rebuilds the rest."""
         index = self.world.rng.randrange(self.num_shards)
@@ -282,6 +317,8 @@ class SimBoard(LocalBoard):
         await old.close()
         journal = self.journals[index]
         assert isinstance(journal, SimJournal)
+        if self.world.rng.random() < 0.5:
+            journal.records.extend(journal.pending)  # it was written, and its writer did not live to hear of it
         journal.pending = []
         await asyncio.sleep(self.world.rng.random())
         new = self._make_shard(index)
@@ -351,11 +388,24 @@ async def persist(call: Callable[[], Awaitable[T]]) -> T:
 def run_seeded(seed: int, main: Callable[[World], Coroutine[Any, Any, T]]) -> T:
     """Run a scenario in a world of its own."""
     world = World(seed)
-    loop_rng = random.Random(seed + 1)
+    loop_rng, id_rng = random.Random(seed + 1), random.Random(seed + 2)
 
     async def guarded() -> T:
         asyncio.get_running_loop().set_exception_handler(world.on_error)
         return await main(world)
 
-    with asyncio.Runner(loop_factory=lambda: SeededLoop(loop_rng)) as runner:
+    # `uuid4` draws from `os.urandom`: ids decide slots, so they come from the seed too.
+    with (
+        mock.patch("os.urandom", id_rng.randbytes),
+        asyncio.Runner(loop_factory=lambda: SeededLoop(loop_rng)) as runner,
+    ):
         return runner.run(guarded())
+
+
+def fingerprint(world: World) -> str:
+    """Name everything that all shards decided in a run."""
+    digest = hashlib.blake2b(digest_size=16)
+    for journal in world.journals:
+        for record in journal.records:
+            digest.update(encode_record(record))
+    return digest.hexdigest()

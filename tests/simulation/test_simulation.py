@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,11 +13,12 @@ from flock_ray.core.matching import MatchTable
 from flock_ray.core.registry import type_registry
 from flock_ray.core.shard import ShardCore
 from tests.simulation.audit import Audit, check_quiet, check_replay, differences, digest, replayed
-from tests.simulation.simulator import SimFlock, SimJournal, World, persist, run_seeded
+from tests.simulation.simulator import SimFlock, SimJournal, World, fingerprint, persist, run_seeded
 from tests.simulation.workload import Story, declare, make_trouble, publish_some
 
 ONLY = os.environ.get("FLOCK_SIM_SEED")
 SEEDS = [int(ONLY)] if ONLY else list(range(int(os.environ.get("FLOCK_SIM_SEEDS", "40"))))
+ROOT = Path(__file__).parents[2]
 QUIET_S = 900.0
 """Virtual seconds after which a board that still works is taken to hang."""
 
@@ -83,18 +87,28 @@ def test_cluster_under_faults_keeps_its_promises(seed: int) -> None:
         raise
 
 
+def fingerprints(seeds: tuple[int, ...]) -> list[str]:
+    out: list[str] = []
+
+    async def main(world: World) -> None:
+        await scenario(world)
+        out.append(fingerprint(world))
+
+    for seed in seeds:
+        run_seeded(seed, main)
+    return out
+
+
 def test_same_seed_gives_the_same_run() -> None:
-    # Given one seed, when it is run twice, then both runs draw the same random numbers to the end.
-    def run() -> float:
-        ends: list[float] = []
-
-        async def main(world: World) -> None:
-            await scenario(world)
-            ends.append(world.rng.random())
-
-        run_seeded(7, main)
-        return ends[0]
-
-    assert run() == run()
-
-
+    # Given another process, in which strings and objects hash differently
+    elsewhere = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    code = "from tests.simulation.test_simulation import fingerprints; print(*fingerprints((7, 9, 10)))"
+    # When both run the same seeds
+    other = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": elsewhere}, cwd=ROOT,
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    here = fingerprints((7, 9, 10))
+    # Then both journals have the same records, to the byte
+    assert other.stdout.split() == here
+    assert len(set(here)) == 3
