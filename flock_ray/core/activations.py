@@ -30,7 +30,7 @@ class ActivationDesk:
         self.slots: dict[int, Slot] = {index: Slot(index) for index in owned}
         self.index = BoardIndex()
         self.events = EventLog()
-        self.dispatch = Dispatcher(lambda a: self.slots[a.slot].open.get(a.id) is a)
+        self.dispatch = Dispatcher(lambda a: self.slots[a.slot].open.get(a.id) is a, salt=min(owned, default=0))
         self.table = TableSpec(0, (), ())
         self.subscriptions: dict[str, SubscriptionSpec] = {}
         self.agents: dict[str, AgentInfo] = {}

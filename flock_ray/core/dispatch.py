@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from zlib import crc32
 
 from flock_ray.core.state import Activation
 from flock_ray.core.wire import GrantBatch, Task
@@ -59,6 +60,28 @@ READ_AHEAD_US = 50_000
 that a slow activation holds up few others."""
 
 
+LONG_RUN_US = 4 * READ_AHEAD_US
+"""Nothing is read ahead for runs this long, so it does not matter how much longer one took. Without
+this limit one outlier would stop the reading ahead for a long time."""
+
+
+class RunTime:
+    """Moving mean of an agent's run times."""
+
+    __slots__ = ("count", "mean_us")
+
+    def __init__(self) -> None:
+        """Start knowing nothing."""
+        self.mean_us = 0.0
+        self.count = 0
+
+    def note(self, run_us: int) -> None:
+        """Count one run: the first 20 as a plain mean, so that a slow first one is soon forgotten."""
+        if self.count < 20:
+            self.count += 1
+        self.mean_us += (min(run_us, LONG_RUN_US) - self.mean_us) / self.count
+
+
 class Holding:
     """Permits of one agent on one worker, and how many are in use."""
 
@@ -82,23 +105,24 @@ class Dispatcher:
     """Decides which ready activation goes to which worker."""
 
     __slots__ = (
-        "_agents", "_expires_us", "_grant_seq", "_hot", "_is_open", "_mean_us", "_solo", "leases", "ready"
+        "_agents", "_expires_us", "_grant_seq", "_hot", "_is_open", "_run_times", "_salt", "_solo", "leases", "ready"
     )  # fmt: skip
 
-    def __init__(self, is_open: Callable[[Activation], bool]) -> None:
+    def __init__(self, is_open: Callable[[Activation], bool], *, salt: int = 0) -> None:
         """Start without permits.
 
         Args:
+            salt: Different for every shard: among equally free workers, shards then choose different ones.
             is_open: Says whether an activation in a ready queue still has to run (not cancelled).
         """
         self._is_open = is_open
+        self._salt = salt
         self.ready: dict[str, ReadyQueue] = {}
         self.leases: dict[str, dict[bytes, Activation]] = {}
         """What each worker holds."""
         self._agents: dict[str, dict[str, Holding]] = {}
         self._hot: set[str] = set()
-        self._mean_us: dict[str, float] = {}
-        """Moving mean of run times by agent."""
+        self._run_times: dict[str, RunTime] = {}
         self._solo: set[str] = set()
         self._grant_seq = 0
         self._expires_us = 0
@@ -149,7 +173,8 @@ class Dispatcher:
             queue = self.ready[agent]
             holdings = self._agents.get(agent)
             if holdings:
-                self._serve(queue, holdings, self._mean_us.get(agent, 0.0), out)
+                known = self._run_times.get(agent)
+                self._serve(queue, holdings, known.mean_us if known is not None else 0.0, out)
             self._hot.discard(agent)
         return out
 
@@ -165,7 +190,7 @@ class Dispatcher:
         if not free:
             return
         if len(free) > 1:
-            free.sort(key=lambda entry: (-entry[0], entry[1]))
+            free.sort(key=lambda entry: (-entry[0], crc32(entry[1].encode(), self._salt)))
         total = sum(entry[0] for entry in free)
         for room, worker, holding in free:
             if not queue.count:
@@ -215,8 +240,10 @@ class Dispatcher:
             run_us: How long it ran; 0 when that is not known.
         """
         if run_us:
-            mean = self._mean_us.get(activation.agent)
-            self._mean_us[activation.agent] = run_us if mean is None else mean + (run_us - mean) * 0.05
+            known = self._run_times.get(activation.agent)
+            if known is None:
+                known = self._run_times[activation.agent] = RunTime()
+            known.note(run_us)
         worker = activation.worker
         if worker is None:
             return

@@ -103,9 +103,9 @@ class AgentRunner:
             )
         self._is_async = self._needs_loop()
         self._straight: StraightRun | None = None
-        if output is not None and self._function is not None:
-            if StraightRun.fits(definition, self._function, self._contract):
-                self._straight = StraightRun(definition, specs[0].type, registry, output, now_us)
+        function = self._function
+        if output is not None and function is not None and StraightRun.fits(definition, function, self._contract):
+            self._straight = StraightRun(definition, specs[0].type, registry, output, now_us)
 
     @property
     def is_async(self) -> bool:

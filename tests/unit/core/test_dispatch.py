@@ -130,3 +130,32 @@ def test_a_short_queue_spreads_over_all_workers() -> None:
     for number in range(6):
         dispatcher.push(activation_of(number))
     assert {worker: len(tasks) for worker, tasks in dispatcher.take(0, 1).items()} == dict.fromkeys(WORKERS, 2)
+
+
+def test_one_slow_run_stops_reading_ahead_only_for_a_few_round_trips() -> None:
+    dispatcher = Dispatcher(lambda _: True)
+    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", "w1", 1000, 1)]), 0)
+    for number in range(60_000):
+        dispatcher.push(activation_of(number))
+
+    def round_trip(run_us: int) -> int:
+        dispatcher.take(0, 1)
+        held = list(dispatcher.leases["w1"].values())
+        for activation in held:
+            dispatcher.release(activation, run_us)
+        return len(held)
+
+    def trips_until_full() -> int:
+        return next(trips for trips in range(100) if round_trip(20) == 1000)
+
+    # Given an agent whose first run takes a minute and all others 20 us, then it soon has all it may have
+    assert round_trip(60_000_000) == 1
+    assert trips_until_full() < 20
+    # When one run in between takes a minute, then it soon has that again
+    dispatcher.take(0, 1)
+    dispatcher.release(next(iter(dispatcher.leases["w1"].values())), 60_000_000)
+    assert trips_until_full() < 10
+    # When all runs take long, then few wait behind them
+    for _ in range(40):
+        last = round_trip(1_000_000)
+    assert last == 1
