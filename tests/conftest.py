@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.ray_coverage import SAVE_INTERVAL
 
@@ -19,6 +20,11 @@ os.environ.setdefault("RAY_DISABLE_IMPORT_WARNING", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray processes start about three times slower when nothing compiled is kept.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# CI looks at the same examples every time; elsewhere new ones are tried. Load must not fail a test.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 _TESTS = Path(__file__).parent
 _ORDER = ("unit", "simulation", "integration", "e2e", "chaos", "bench")
