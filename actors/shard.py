@@ -25,6 +25,9 @@ from flock_ray.ports import Clock, Journal, PeerGoneError, Peers
 logger = logging.getLogger(__name__)
 
 
+SMALL_POSTING_BYTES = 600
+
+
 @dataclass(frozen=True, slots=True)
 class ShardSettings:
     """Limits of one shard."""
@@ -167,8 +170,9 @@ class Shard(ShardReaders):
     def _refusal(self) -> wire.PublishReply | None:
         if self._closed:
             return wire.PublishReply("closed")
+        # What waits in the inbox counts as if it were small artifacts that start one activation each.
         full = (
-            self.core.num_open >= self._settings.max_open
+            self.core.num_open + self._inbox_bytes // SMALL_POSTING_BYTES >= self._settings.max_open
             or self._inbox_bytes > self._settings.max_inbox_bytes
         )
         return wire.PublishReply("busy", retry_after_s=self._retry_after_s) if full else None

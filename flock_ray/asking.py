@@ -179,7 +179,7 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
 
 
 async def _explain_agent(board: Board, name: str) -> Why:
-    pools = await board.router.pools()
+    pools = await board.ask_router("pools")
     stats = await board.each("stats")
     ready = sum(shard["ready"].get(name, 0) for shard in stats)
     definition = board.edge.table.definitions.get(name)

@@ -143,6 +143,17 @@ class Board:
                     ) from gone
                 await asyncio.sleep(0.1)
 
+    async def ask_router(self, method: str, *args: Any) -> Any:
+        """Call a method of the router.
+
+        Raises:
+            StoreUnavailableError: It does not answer; retryable.
+        """
+        try:
+            return await getattr(self._links.router, method)(*args)
+        except PeerGoneError as gone:
+            raise StoreUnavailableError(f"The board's router does not answer ({gone}). Try again.") from gone
+
     def _compile(self, version: int, blobs: dict[str, bytes]) -> None:
         definitions = []
         for name in sorted(blobs):

@@ -42,7 +42,7 @@ async def invoke(
     task = wire.Task(
         uuid.uuid4().bytes, 1, agent, subscription, envelope.slot, envelope.correlation_id, (envelope,)
     )
-    worker = await board.router.worker_for(agent)
+    worker = await board.ask_router("worker_for", agent)
     try:
         blob = await board.worker(worker).invoke(wire.encode(task))
     except asyncio.CancelledError:

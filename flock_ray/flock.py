@@ -82,7 +82,7 @@ class Flock(BoardReading):
             max_workers: Shared worker processes; None is the number of CPUs of the cluster.
             publish_timeout: How long `publish` waits on a full board; None is 30 s.
             replace_agents: Whether agents of other drivers with the same name may be replaced.
-            no_output: Accepted for compatibility; nothing is printed anyway.
+            no_output: Don't say at start-up what kind of board it is.
             registry: Artifact types; None but in tests.
 
         Raises:
@@ -162,7 +162,7 @@ class Flock(BoardReading):
         return self
 
     async def _open(self) -> Opened:
-        return await open_on_ray(self._settings, self._ray, self._registry)
+        return await open_on_ray(self._settings, self._ray, self._registry, no_output=self.no_output)
 
     async def _ready(self) -> Opened:
         if self._closed:
@@ -184,24 +184,27 @@ class Flock(BoardReading):
     async def _ready_board(self) -> Board:
         return (await self._ready()).board
 
-    async def shutdown(self, *, flush_batches: bool = True) -> None:
+    async def shutdown(self, *, flush_batches: bool = True, end_board: bool = False) -> None:
         """End the board and what was started for it; safe to repeat.
 
         A detached board, or one that another driver created, goes on: only this client leaves.
 
         Args:
             flush_batches: Run partial batches and wait for them (at most 5 s) before the end.
+            end_board: End the board also when it is detached or another driver's: its artifacts are gone.
         """
         if self._closed:
             return
         opened = self._opened
-        flush = opened is not None and flush_batches and opened.owns
+        if end_board and opened is None:
+            opened = await self._ready()
+        flush = opened is not None and flush_batches and (opened.owns or end_board)
         if opened is not None and flush and sum(await opened.board.each("flush_batches")):
             await opened.board.wait_idle(timeout_s=5.0)
         self._closed = True
         if opened is not None:
             opened.board.closed = True
-            await opened.close()
+            await opened.close(end_board)
 
     async def __aenter__(self) -> Self:
         """Open the board."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from flock_ray.config import FlockSettings, RayConfig
     from flock_ray.core.registry import TypeRegistry
 
+logger = logging.getLogger("flock_ray")
+
 INLINE_BYTES = 1_000_000
 
 
@@ -24,14 +27,16 @@ class Opened:
     """An open board."""
 
     board: Board
-    close: Callable[[], Awaitable[None]]
-    """Lets go of it; ends it when this client owns it."""
+    close: Callable[[bool], Awaitable[None]]
+    """Lets go of it; ends it when this client owns it, or when told to."""
     owns: bool
     """The board ends with this client."""
 
 
-async def open_on_ray(settings: FlockSettings, ray_config: RayConfig, registry: TypeRegistry) -> Opened:
-    """Join or start Ray, join or create the board."""
+async def open_on_ray(
+    settings: FlockSettings, ray_config: RayConfig, registry: TypeRegistry, *, no_output: bool = False
+) -> Opened:
+    """Join or start Ray, join or create the board, and say what it keeps unless `no_output`."""
     import asyncio
 
     # Before Ray is imported, for a Ray that this process starts: messages of ours travel inline up to this
@@ -71,9 +76,12 @@ async def open_on_ray(settings: FlockSettings, ray_config: RayConfig, registry: 
     )
     owns = opened.created and not opened.plan.detached
 
-    async def close() -> None:
-        if owns:
+    async def close(end: bool) -> None:
+        if owns or end:
             await opened.close()
         await asyncio.to_thread(stop_ray)
 
+    if not no_output:
+        kind = "a board of this process" if owns else f"board {plan.namespace!r}"
+        logger.warning("flock_ray: %s, in memory: nothing survives the loss of its shards", kind)
     return Opened(board, close, owns)

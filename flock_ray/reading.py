@@ -156,5 +156,5 @@ class BoardReading:
 
     async def pools(self) -> dict[str, dict[str, Any]]:
         """Return workers and demand by pool; the pool of light agents is `shared`."""
-        pools: dict[str, dict[str, Any]] = await (await self._ready_board()).router.pools()
+        pools: dict[str, dict[str, Any]] = await (await self._ready_board()).ask_router("pools")
         return pools

@@ -60,4 +60,7 @@ class VirtualFlock(Flock):
             publish_timeout_s=settings.publish_timeout.total_seconds(),
             long_call_s=FOREVER_S,
         )
-        return Opened(board, local.close, True)
+        async def close(end: bool) -> None:
+            await local.close()
+
+        return Opened(board, close, True)

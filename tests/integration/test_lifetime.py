@@ -13,8 +13,6 @@ import pytest
 import ray
 
 from flock_ray import Flock
-from flock_ray.actors.bootstrap import RayBoard
-from flock_ray.actors.bootstrap import _join as join
 from tests.integration.models import Shout, Word
 
 pytestmark = pytest.mark.timeout(180)
@@ -107,6 +105,6 @@ async def test_a_detached_board_goes_on_without_its_driver_and_serves_the_next_o
         await flock.shutdown()
         assert all(alive(pid) for pid in pids)
     finally:
-        board = await join(namespace)
-        assert isinstance(board, RayBoard)
-        await board.close()
+        # And whoever wants to ends it
+        await Flock(namespace=namespace, no_output=True).shutdown(end_board=True)
+        assert not actors_of(namespace)

@@ -19,6 +19,7 @@ from unittest import mock
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.board import Board, BoardLinks
+from flock_ray.core import wire
 from flock_ray.core.dispatch import Dispatcher
 from flock_ray.core.records import Record, encode_record
 from flock_ray.core.registry import TypeRegistry, type_registry
@@ -132,6 +133,13 @@ class World:
         if not future.done():
             future.set_result(None)
 
+    def check_forwards(self, blob: bytes) -> None:
+        """What a shard tells another one must be in its journal: a crash would take it back."""
+        batch = wire.decode_forward(blob)
+        durable = self.journals[batch.shard].durable
+        if early := [f for f in batch.forwards if f.seq > durable.get((f.source, f.target), 0)]:
+            self.breakdowns.append(AssertionError(f"sent before they were durable: {early}"))
+
     def send(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Let something go on whatever becomes of its caller."""
         task = asyncio.ensure_future(work)
@@ -166,6 +174,8 @@ class SimLink:
             raise AttributeError(method)
 
         async def call(*args: Any) -> Any:
+            if method == "forward":
+                self._world.check_forwards(args[0])
             return await asyncio.shield(self._world.send(self._travel(method, args)))
 
         return call
@@ -215,11 +225,18 @@ class SimJournal:
         self.records: list[Record] = []
         self.pending: list[Record] = []
         """Handed in and not yet durable."""
+        self.core: ShardCore | None = None
+        """Who writes here."""
+        self.durable: dict[tuple[int, int], int] = {}
+        """(source, target): last forward that the records speak of."""
+        self._sent: dict[tuple[int, int], int] = {}
         world.journals.append(self)
 
     async def append(self, records: Sequence[Record]) -> None:
         world = self._world
         self.pending = list(records)
+        assert self.core is not None
+        self._sent = {(i, to): n for i, slot in self.core.slots.items() for to, n in slot.out_seq.items()}
         try:
             await asyncio.sleep(world.faults.max_append_s * world.rng.random())
         except asyncio.CancelledError:
@@ -227,7 +244,13 @@ class SimJournal:
             raise
         if world.rng.random() < world.faults.failing_append:
             raise StoreUnavailableError("the store is away")
-        self.records.extend(records)
+        self.settle(written=True)
+
+    def settle(self, *, written: bool) -> None:
+        """Decide what becomes of what was handed in."""
+        if written:
+            self.records.extend(self.pending)
+            self.durable = self._sent
         self.pending = []
 
 
@@ -257,6 +280,13 @@ class SimBoard(LocalBoard):
             journal=lambda _: SimJournal(world),
             router_settings=RouterSettings(max_shared_workers=world.rng.choice((1, 2, 3))),
         )
+
+    def _make_shard(self, index: int) -> Shard:
+        made = super()._make_shard(index)
+        journal = self.journals[index]
+        assert isinstance(journal, SimJournal)
+        journal.core = made.core
+        return made
 
     def shard(self, index: int) -> Any:
         return SimLink(self.world, lambda: self.shards[index], f"shard {index}")
@@ -317,9 +347,7 @@ class SimBoard(LocalBoard):
         await old.close()
         journal = self.journals[index]
         assert isinstance(journal, SimJournal)
-        if self.world.rng.random() < 0.5:
-            journal.records.extend(journal.pending)  # it was written, and its writer did not live to hear of it
-        journal.pending = []
+        journal.settle(written=bool(journal.pending) and self.world.rng.random() < 0.5)  # unknown to its writer
         await asyncio.sleep(self.world.rng.random())
         new = self._make_shard(index)
         recover(new.core, journal.records)
@@ -373,7 +401,10 @@ class SimFlock(VirtualFlock):
             max_payload_bytes=settings.max_payload_bytes,
             publish_timeout_s=600.0,
         )
-        return Opened(self.board, local.close, True)
+        async def close(end: bool) -> None:
+            await local.close()
+
+        return Opened(self.board, close, True)
 
 
 async def persist(call: Callable[[], Awaitable[T]]) -> T:
