@@ -86,12 +86,11 @@ class ActivationDesk:
         if self._max_artifacts is not None and workflow.settled:
             self._settled[workflow.slot, workflow.id] = None
             if len(self.index) > self._max_artifacts:
-                self._evict()
+                self._evict(self._max_artifacts)
 
-    def _evict(self) -> None:
+    def _evict(self, limit: int) -> None:
         """Drop the oldest settled workflows until the limit holds; one that runs or waits stays."""
-        assert self._max_artifacts is not None
-        while len(self.index) > self._max_artifacts and self._settled:
+        while len(self.index) > limit and self._settled:
             slot_index, workflow_id = key = next(iter(self._settled))
             del self._settled[key]
             workflow = self.slots[slot_index].workflows.get(workflow_id)

@@ -58,7 +58,7 @@ class SeededLoop(VirtualTimeLoop):
         super().__init__()
         self._rng = rng
         self._numbers = itertools.count(1)
-        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # its type is that of no factory at all
+        self.set_task_factory(self._make_task)
 
     def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> NumberedTask:
         NumberedTask.number = next(self._numbers)
@@ -427,7 +427,7 @@ def run_seeded(seed: int, main: Callable[[World], Coroutine[Any, Any, T]]) -> T:
 
     # `uuid4` draws from `os.urandom`: ids decide slots, so they come from the seed too.
     with (
-        mock.patch("os.urandom", id_rng.randbytes),
+        mock.patch("os.getppid", id_rng.randbytes),
         asyncio.Runner(loop_factory=lambda: SeededLoop(loop_rng)) as runner,
     ):
         return runner.run(guarded())
