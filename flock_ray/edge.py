@@ -78,17 +78,11 @@ class Edge:
             UnknownTypeError: The model's class is not registered.
             PayloadTooLargeError: The JSON is larger than the limit.
         """
-        cls = type(model)
-        known = self._known.get(cls)
-        if known is None:
-            known = self._known[cls] = (self._registry.name_for(cls), self._registry.version_for(cls))
-        payload = to_json(model)
-        if len(payload) > self.max_payload_bytes:
-            raise self._too_large(cls, payload)
+        name, version, payload = self._serialise(model)
         envelope = Envelope(
             id,
-            known[0],
-            known[1],
+            name,
+            version,
             payload,
             correlation_id,
             slot_of(partition_key if partition_key is not None else correlation_id),
@@ -120,29 +114,30 @@ class Edge:
             created_us: Now.
             via: Agents among its ancestors.
         """
+        name, version, payload = self._serialise(model)
+        source = task.inputs[0]
+        envelope = Envelope(
+            id, name, version, payload, source.correlation_id, source.slot, produced_by, created_us, (), None,
+            source.partition_key, (source.id,), task.id, source.priority, via,
+        )  # fmt: skip
+        plain = self.table.plain(name, produced_by)
+        if plain is not None:
+            return Posting(envelope, plain)
+        matched = self.table.match(envelope, model)
+        return Posting(envelope, matched.matches, matched.signals, matched.refusals)
+
+    def _serialise(self, model: BaseModel) -> tuple[str, int, bytes]:
         cls = type(model)
         known = self._known.get(cls)
         if known is None:
             known = self._known[cls] = (self._registry.name_for(cls), self._registry.version_for(cls))
         payload = to_json(model)
         if len(payload) > self.max_payload_bytes:
-            raise self._too_large(cls, payload)
-        source = task.inputs[0]
-        envelope = Envelope(
-            id, known[0], known[1], payload, source.correlation_id, source.slot, produced_by, created_us, (), None,
-            source.partition_key, (source.id,), task.id, source.priority, via,
-        )  # fmt: skip
-        plain = self.table.plain(known[0], produced_by)
-        if plain is not None:
-            return Posting(envelope, plain)
-        matched = self.table.match(envelope, model)
-        return Posting(envelope, matched.matches, matched.signals, matched.refusals)
-
-    def _too_large(self, cls: type[BaseModel], payload: bytes) -> PayloadTooLargeError:
-        return PayloadTooLargeError(
-            f"{cls.__name__}: the payload is {len(payload)} bytes, the limit {self.max_payload_bytes}. "
-            "Store large data elsewhere and publish a reference, or raise max_payload_bytes."
-        )
+            raise PayloadTooLargeError(
+                f"{cls.__name__}: the payload is {len(payload)} bytes, the limit {self.max_payload_bytes}. "
+                "Store large data elsewhere and publish a reference, or raise max_payload_bytes."
+            )
+        return *known, payload
 
     def rematch(self, posting: Posting) -> Posting:
         """Match again, with the table that is current now."""

@@ -427,7 +427,7 @@ def run_seeded(seed: int, main: Callable[[World], Coroutine[Any, Any, T]]) -> T:
 
     # `uuid4` draws from `os.urandom`: ids decide slots, so they come from the seed too.
     with (
-        mock.patch("os.getppid", id_rng.randbytes),
+        mock.patch("os.urandom", id_rng.randbytes),
         asyncio.Runner(loop_factory=lambda: SeededLoop(loop_rng)) as runner,
     ):
         return runner.run(guarded())
