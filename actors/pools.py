@@ -223,7 +223,7 @@ class PoolKeeper:
         for index in range(self._num_shards):
             with contextlib.suppress(PeerGoneError):
                 known.update(wire.decode_report(await self._peers.shard(index).report()).workers)
-        await asyncio.gather(*(self._probe(worker) for worker in known - set(self._workers)))
+        await asyncio.gather(*(self._probe(worker) for worker in sorted(known - set(self._workers))))
         deadline = self._started_at + self._settings.adopt_after_s
         while (left := deadline - self._monotonic()) > 0 and known - set(self._workers) - set(self._lost):
             await self._wait_for_change(left)

@@ -102,13 +102,13 @@ def fingerprints(seeds: tuple[int, ...]) -> list[str]:
 def test_same_seed_gives_the_same_run() -> None:
     # Given another process, in which strings and objects hash differently
     elsewhere = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
-    code = "from tests.simulation.test_simulation import fingerprints; print(*fingerprints((7, 9, 10)))"
+    code = "from tests.simulation.test_simulation import fingerprints; print(*fingerprints((5, 10, 48)))"
     # When both run the same seeds
     other = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": elsewhere}, cwd=ROOT,
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
-    here = fingerprints((7, 9, 10))
+    here = fingerprints((5, 10, 48))
     # Then both journals have the same records, to the byte
     assert other.stdout.split() == here
     assert len(set(here)) == 3
