@@ -163,14 +163,23 @@ class ActivationDesk:
             spec.priority + max(envelope.priority for envelope in inputs), firing.groups,
             tuple((home, workflow, count) for (home, workflow), count in charges.items()),
         )  # fmt: skip
-        home = slot.workflows.get(inputs[0].correlation_id)
-        looping = any(spec.agent in envelope.via for envelope in inputs)
-        if looping and home is not None and self._loop_exhausted(slot, home, spec.agent, inputs, now_us):
+        looping = len(workflows) == 1 and any(spec.agent in envelope.via for envelope in inputs)
+        if looping and self._loop_exhausted(
+            slot, self._counting_record(slot, correlation, now_us), spec.agent, inputs, now_us
+        ):
             self._discharge(slot, activation, now_us)
             return
         slot.open[key] = activation
         self.num_open += 1
         self.dispatch.push(activation)
+
+    def _counting_record(self, slot: Slot, workflow_id: str, now_us: int) -> Workflow:
+        """Return the slot's record of a workflow; a gate away from the workflow's home gets one to count loops in."""
+        workflow = slot.workflows.get(workflow_id)
+        if workflow is None:
+            workflow = slot.workflows[workflow_id] = Workflow(workflow_id, slot.index, now_us, now_us)
+            self._maybe_settled(workflow)
+        return workflow
 
     def _discharge(self, slot: Slot, activation: Activation, now_us: int) -> None:
         """Tell the workflows of an activation that it is over."""

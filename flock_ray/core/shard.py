@@ -252,6 +252,11 @@ class ShardCore(ActivationDesk):
         del slot.open[activation.id]
         self.num_open -= 1
         if activation.agent == MATCH_AGENT:
+            if completion.error is not None:
+                self.events.note(now_us, "match.refused", agent=MATCH_AGENT, activation_id=activation.id,
+                                 correlation_id=activation.correlation_id,
+                                 artifact_ids=tuple(e.id for e in activation.inputs),
+                                 detail=f"{completion.error.type}: {completion.error.message}")  # fmt: skip
             for posting in completion.outputs:
                 self._deliver_all(slot, posting, now_us)
         else:

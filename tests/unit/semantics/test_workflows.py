@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from flock_ray import WorkflowError
+from flock_ray import BatchSpec, WorkflowError
 from flock_ray.errors import AgentError, ConfigurationError, WaitTimeoutError
 from flock_ray.testing import VirtualFlock, run_virtual
 from tests.unit.semantics.shop import Note, Order, Parcel, Payment, Seen
@@ -300,3 +300,21 @@ def test_without_timeout_it_ends_as_well() -> None:
             return asyncio.get_running_loop().time() - started < 3700
 
     assert run_virtual(main())
+
+
+def test_a_loop_through_a_gate_away_from_its_workflow_is_stopped_too() -> None:
+    async def main() -> tuple[int, list[str], str]:
+        async with VirtualFlock(shards=3, max_agent_iterations=5) as flock:
+            ping = flock.agent("ping").consumes(Order, batch=BatchSpec(size=1))
+            ping.publishes(Parcel).runs(lambda orders: Parcel(n=orders[0].n))
+            pong = flock.agent("pong").consumes(Parcel, batch=BatchSpec(size=1))
+            pong.publishes(Order).runs(lambda parcels: Order(n=parcels[0].n))
+            order = await flock.publish(Order(n=1))
+            await flock.run_until_idle()
+            errors = await flock.store.get_by_type(WorkflowError)
+            return await flock.store.count(Parcel), [e.error_type for e in errors], (await flock.wait(order)).state
+
+    parcels, errors, state = run_virtual(main())
+    assert parcels <= 6
+    assert errors == ["LoopGuardError"]
+    assert state == "failed"
