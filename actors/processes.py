@@ -82,7 +82,9 @@ class RaySpawner:
         """Start workers of one board."""
         self._plan = plan
 
-    async def start(self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> Any:
+    async def start(
+        self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]
+    ) -> Any:
         """Start a worker process; returns when it answers.
 
         Raises:

@@ -388,7 +388,11 @@ class Shard(ShardReaders):
         ]
         demand += [wire.AgentDemand(name, 0, count) for name, count in running.items()]
         return wire.ShardReport(
-            self.index, self.core.table.version, self._clock.now_us(), demand, tuple(sorted(dispatch.workers()))
+            self.index,
+            self.core.table.version,
+            self._clock.now_us(),
+            demand,
+            tuple(sorted(dispatch.workers())),
         )
 
     def _report_demand(self) -> None:

@@ -95,7 +95,11 @@ class MatchRunner:
 
 def _payload_bytes(completion: wire.Completion) -> int:
     outputs = completion.outputs
-    return len(outputs[0].envelope.payload) if len(outputs) == 1 else sum(len(p.envelope.payload) for p in outputs)
+    return (
+        len(outputs[0].envelope.payload)
+        if len(outputs) == 1
+        else sum(len(p.envelope.payload) for p in outputs)
+    )
 
 
 def pool_of(worker: str) -> str:

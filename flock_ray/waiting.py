@@ -47,7 +47,9 @@ def seconds(timeout: float | timedelta | None) -> float:
 class BoardFacts:
     """What is known of the board, for evaluating a condition: counts, idleness and flags."""
 
-    def __init__(self, condition: Condition, board: Board, flock: BoardReading, registry: TypeRegistry) -> None:
+    def __init__(
+        self, condition: Condition, board: Board, flock: BoardReading, registry: TypeRegistry
+    ) -> None:
         """Prepare to learn what a condition asks for."""
         self._board = board
         self._flock = flock

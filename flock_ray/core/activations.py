@@ -30,7 +30,9 @@ class ActivationDesk:
         self.slots: dict[int, Slot] = {index: Slot(index) for index in owned}
         self.index = BoardIndex()
         self.events = EventLog()
-        self.dispatch = Dispatcher(lambda a: self.slots[a.slot].open.get(a.id) is a, salt=min(owned, default=0))
+        self.dispatch = Dispatcher(
+            lambda a: self.slots[a.slot].open.get(a.id) is a, salt=min(owned, default=0)
+        )
         self.table = TableSpec(0, (), ())
         self.subscriptions: dict[str, SubscriptionSpec] = {}
         self.agents: dict[str, AgentInfo] = {}
@@ -103,7 +105,13 @@ class ActivationDesk:
     # -- activations --------------------------------------------------------------------------
 
     def _activate_single(
-        self, slot: Slot, workflow: Workflow, spec: SubscriptionSpec, prefix: bytes, envelope: Envelope, now_us: int
+        self,
+        slot: Slot,
+        workflow: Workflow,
+        spec: SubscriptionSpec,
+        prefix: bytes,
+        envelope: Envelope,
+        now_us: int,
     ) -> None:
         agent = spec.agent
         if agent in envelope.via and self._loop_exhausted(slot, workflow, agent, (envelope,), now_us):

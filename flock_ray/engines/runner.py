@@ -104,7 +104,11 @@ class AgentRunner:
         self._is_async = self._needs_loop()
         self._straight: StraightRun | None = None
         function = self._function
-        if output is not None and function is not None and StraightRun.fits(definition, function, self._contract):
+        if (
+            output is not None
+            and function is not None
+            and StraightRun.fits(definition, function, self._contract)
+        ):
             self._straight = StraightRun(definition, specs[0].type, registry, output, now_us)
 
     @property

@@ -60,6 +60,7 @@ class VirtualFlock(Flock):
             publish_timeout_s=settings.publish_timeout.total_seconds(),
             long_call_s=FOREVER_S,
         )
+
         async def close(end: bool) -> None:
             await local.close()
 

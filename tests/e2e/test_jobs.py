@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -176,3 +177,27 @@ def test_a_script_runs_as_a_submitted_job_and_by_address_and_leaves_no_actor(
     direct = _run([sys.executable, "job.py"], job_folder, RAY_ADDRESS=head.gcs)
     assert _value_of("RESULT", direct) == [0, 1, 4, 9, 16]
     assert _value_of("LEFT", direct) == []
+
+
+def test_the_demo_runs_as_a_submitted_job(head: Head, tmp_path: Path) -> None:
+    # Given a folder with the demo and a small tree to review
+    shutil.copytree(
+        Path(__file__).parents[2] / "examples",
+        tmp_path / "examples",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "risky.py").write_text("def run(code):\n    return eval(code)\n")
+    (tmp_path / "tree" / "plain.py").write_text('"""Nothing to see."""\n')
+
+    # When it is submitted
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    submit = [ray_command, "job", "submit", "--address", head.dashboard, "--working-dir", str(tmp_path)]
+    output = _run(
+        [*submit, "--", sys.executable, "-m", "examples.review", "--input", "tree", "--out", "out"], tmp_path
+    )
+
+    # Then it finds what there is to find, on that cluster
+    assert "succeeded" in output
+    assert "eval runs text as code" in output
+    assert "2 files" in output

@@ -51,14 +51,20 @@ class AuditCore(ShardCore):
         super()._accept(slot, posting, now_us)
 
     def replay(self, record: Record) -> None:
-        before = {key for slot in self.slots.values() for key in slot.open} if isinstance(record, Completed) else set()
+        before = (
+            {key for slot in self.slots.values() for key in slot.open}
+            if isinstance(record, Completed)
+            else set()
+        )
         postings = record.completion.outputs if isinstance(record, Completed) else ()
         if isinstance(record, Published):
             postings = (record.posting,)
         self.decided += [(self.table.version, posting) for posting in postings]
         super().replay(record)
         if isinstance(record, Completed):
-            assert record.completion.id in before, "a result was committed for an activation that was not open"
+            assert record.completion.id in before, (
+                "a result was committed for an activation that was not open"
+            )
             self.ended[record.completion.id] += 1
 
 
@@ -75,7 +81,9 @@ def replayed(owned: Iterable[int], records: Iterable[Record]) -> AuditCore:
 
 def digest(core: ShardCore, slots: Iterable[int] | None = None) -> dict[int, Any]:
     """Everything durable of each slot, as plain comparable values."""
-    return {index: _slot_digest(core, core.slots[index]) for index in (slots if slots is not None else core.slots)}
+    return {
+        index: _slot_digest(core, core.slots[index]) for index in (slots if slots is not None else core.slots)
+    }
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -110,7 +118,11 @@ def _workflow_digest(core: ShardCore, workflow: Workflow) -> Any:
 
 
 def _activation_digest(activation: Activation) -> Any:
-    return {k: v for k, v in msgspec.structs.asdict(activation).items() if k not in ("attempt", "worker", "holding")}
+    return {
+        k: v
+        for k, v in msgspec.structs.asdict(activation).items()
+        if k not in ("attempt", "worker", "holding")
+    }
 
 
 def _gate_digest(gate: Gate) -> Any:
@@ -220,10 +232,16 @@ class Audit:
                     assert ends == 1 or stopped, f"{spec.id} has {ends} results for {envelope.type}"
 
     def _loop_stopped(self, agent: str) -> bool:
-        return any(b'"LoopGuardError"' in e.payload and agent.encode() in e.payload for e in self.errors.values())
+        return any(
+            b'"LoopGuardError"' in e.payload and agent.encode() in e.payload for e in self.errors.values()
+        )
 
     def _is_held(self, spec: SubscriptionSpec, envelope: Envelope) -> bool:
-        held = (slot.held.get((spec.id, envelope.correlation_id), ()) for c in self.cores for slot in c.slots.values())
+        held = (
+            slot.held.get((spec.id, envelope.correlation_id), ())
+            for c in self.cores
+            for slot in c.slots.values()
+        )
         return any(e.id == envelope.id for entries in held for e, _ in entries)
 
     def check_gates(self) -> None:
@@ -291,4 +309,3 @@ def check_leftover(gate: Gate) -> None:
         assert not gate.spec.batch_size or len(gate.batch) < gate.spec.batch_size
     else:
         assert any(len(gate.held.get(n, ())) < gate.spec.types.count(n) for n in gate.spec.types)
-

@@ -267,7 +267,9 @@ class Crashes:
 class SimBoard(LocalBoard):
     """A board over links that fail, whose parts can be killed."""
 
-    def __init__(self, world: World, num_shards: int, *, registry: TypeRegistry, max_payload_bytes: int) -> None:
+    def __init__(
+        self, world: World, num_shards: int, *, registry: TypeRegistry, max_payload_bytes: int
+    ) -> None:
         self.world = world
         self.crashes = Crashes()
         super().__init__(
@@ -300,7 +302,9 @@ class SimBoard(LocalBoard):
     def alive(self) -> list[Shard]:
         return [shard for shard in self.shards if shard is not None]
 
-    async def start(self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]) -> Any:
+    async def start(
+        self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]
+    ) -> Any:
         await self.world.delay()
         if self.world.rng.random() < self.world.faults.no_room:
             raise PoolSaturatedError("no room")
@@ -347,7 +351,9 @@ class SimBoard(LocalBoard):
         await old.close()
         journal = self.journals[index]
         assert isinstance(journal, SimJournal)
-        journal.settle(written=bool(journal.pending) and self.world.rng.random() < 0.5)  # unknown to its writer
+        journal.settle(
+            written=bool(journal.pending) and self.world.rng.random() < 0.5
+        )  # unknown to its writer
         await asyncio.sleep(self.world.rng.random())
         new = self._make_shard(index)
         recover(new.core, journal.records)
@@ -401,6 +407,7 @@ class SimFlock(VirtualFlock):
             max_payload_bytes=settings.max_payload_bytes,
             publish_timeout_s=600.0,
         )
+
         async def close(end: bool) -> None:
             await local.close()
 

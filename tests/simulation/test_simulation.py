@@ -47,7 +47,9 @@ async def settle(flock: SimFlock, world: World) -> list[ShardCore]:
     done = await persist(lambda: board.wait_idle(timeout_s=QUIET_S, timers=True))
     if not done:
         status = [await shard.stats() for shard in flock.sim.alive()]
-        raise AssertionError(f"the board never came to rest: {status} {await flock.pools()} {world.breakdowns}")
+        raise AssertionError(
+            f"the board never came to rest: {status} {await flock.pools()} {world.breakdowns}"
+        )
     await asyncio.sleep(5)  # acknowledgements and reports that are still on their way
     return [shard.core for shard in flock.sim.alive()]
 
@@ -61,7 +63,9 @@ async def scenario(world: World) -> None:
     first = MatchTable(1, flock._definitions(), type_registry)
     count = rng.choice((5, 20, 40))
     jobs = [publish_some(flock, world, story, i, count // 2 + 1) for i in range(rng.choice((1, 3)))]
-    await asyncio.gather(*jobs, make_trouble(flock, world, story, rng.choice((0, 3, 8))), look_inside(flock, world))
+    await asyncio.gather(
+        *jobs, make_trouble(flock, world, story, rng.choice((0, 3, 8))), look_inside(flock, world)
+    )
     cores = await settle(flock, world)
 
     assert not world.breakdowns

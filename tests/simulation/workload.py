@@ -78,11 +78,17 @@ def declare(flock: SimFlock, world: World) -> None:
 
     window = timedelta(seconds=rng.choice((0.2, 2.0, 20.0)))
     add: Callable[[str], Any] = flock.agent
-    add("slow").consumes(Seed).publishes(Step).runs(slowly).pool(min=0, max=2).max_crashes(5).max_concurrency(3)
+    add("slow").consumes(Seed).publishes(Step).runs(slowly).pool(min=0, max=2).max_crashes(5).max_concurrency(
+        3
+    )
     add("split").consumes(Step).publishes(Part, fan_out=(1, 3)).runs(split)
     add("and").consumes(Step, Note).publishes(Pair).runs(pair)
-    add("and-board").consumes(Note, Note, Part, scope="board").publishes(Done).runs(lambda notes, part: work())
-    add("join").consumes(Step, Note, join=JoinSpec(by=lambda x: x.key, within=window)).publishes(Pair).runs(pair)
+    add("and-board").consumes(Note, Note, Part, scope="board").publishes(Done).runs(
+        lambda notes, part: work()
+    )
+    add("join").consumes(Step, Note, join=JoinSpec(by=lambda x: x.key, within=window)).publishes(Pair).runs(
+        pair
+    )
     add("join-count").consumes(Part, Pair, join=JoinSpec(by=lambda x: x.key, within=5)).publishes(Done).runs(
         lambda part, other: work()
     )

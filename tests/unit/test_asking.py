@@ -28,14 +28,21 @@ def test_why_shows_every_condition_with_its_value_and_where_the_artifact_is() ->
             return Proof(n=claim.n)
 
         async with VirtualFlock(shards=2) as flock:
-            flock.agent("slow").consumes(Claim, where=lambda c: c.n > 0, tags={"t"}).publishes(Proof).runs(slow)
+            flock.agent("slow").consumes(Claim, where=lambda c: c.n > 0, tags={"t"}).publishes(Proof).runs(
+                slow
+            )
             flock.agent("pair").consumes(Claim, Proof).runs(lambda c, p: None)
             proven = When.correlation(Proof).count_at_least(2)
             flock.agent("held").consumes(Claim, activation=proven).runs(lambda c: None)
-            flock.agent("fussy").consumes(Claim, where=[lambda c: c.n > 0, lambda c: c.n > 5]).runs(lambda c: None)
+            flock.agent("fussy").consumes(Claim, where=[lambda c: c.n > 0, lambda c: c.n > 5]).runs(
+                lambda c: None
+            )
             flock.agent("blind").consumes(Claim).runs(lambda c: None)
             claim = await flock.publish(
-                Claim(n=1), tags={"t"}, visibility=only_for("slow", "pair", "held", "fussy"), correlation_id="w"
+                Claim(n=1),
+                tags={"t"},
+                visibility=only_for("slow", "pair", "held", "fussy"),
+                correlation_id="w",
             )
             await asyncio.sleep(10)
             why = await flock.why(claim.id)

@@ -19,5 +19,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 
 
 def test_declaring_agents_needs_neither_ray_nor_litellm() -> None:
-    declare = "from flock_ray import Flock, flock_type, Until, When, JoinSpec; Flock().agent('a').description('x')"
+    declare = (
+        "from flock_ray import Flock, flock_type, Until, When, JoinSpec; Flock().agent('a').description('x')"
+    )
     assert not modules_after(declare).intersection({"ray", "litellm"})

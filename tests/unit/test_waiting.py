@@ -21,7 +21,12 @@ class Item(BaseModel):
 
 
 def test_a_timeout_is_seconds_a_timedelta_or_none_for_ever() -> None:
-    assert (seconds(1.5), seconds(timedelta(minutes=1)), seconds(None), seconds(0)) == (1.5, 60.0, math.inf, 0.0)
+    assert (seconds(1.5), seconds(timedelta(minutes=1)), seconds(None), seconds(0)) == (
+        1.5,
+        60.0,
+        math.inf,
+        0.0,
+    )
     for bad in (-1, math.nan, timedelta(seconds=-1)):
         with pytest.raises(ConfigurationError, match="timeout"):
             seconds(bad)

@@ -35,12 +35,18 @@ class DispatchMachine(RuleBasedStateMachine):
         self.open[activation.id] = activation
         self.dispatcher.push(activation)
 
-    @rule(permits=st.dictionaries(st.tuples(st.sampled_from(AGENTS), st.sampled_from(WORKERS)), st.integers(1, 4)))
+    @rule(
+        permits=st.dictionaries(
+            st.tuples(st.sampled_from(AGENTS), st.sampled_from(WORKERS)), st.integers(1, 4)
+        )
+    )
     def grant(self, permits: dict[tuple[str, str], int]) -> None:
         self.seq += 1
         grants = [Grant(agent, worker, n, n) for (agent, worker), n in permits.items()]
         assert self.dispatcher.grant(GrantBatch(self.seq, 10.0, grants), 0)
-        assert not self.dispatcher.grant(GrantBatch(self.seq, 10.0, []), 0), "a repeated batch changes nothing"
+        assert not self.dispatcher.grant(GrantBatch(self.seq, 10.0, []), 0), (
+            "a repeated batch changes nothing"
+        )
         self.credit = permits
 
     @rule()
@@ -53,7 +59,9 @@ class DispatchMachine(RuleBasedStateMachine):
             used = sum(1 for a in self.open.values() if a.agent == agent and a.worker == worker)
             assert used <= max(credit, self.before.get((agent, worker), 0))
         for worker in WORKERS:
-            suspects = [a for a in self.open.values() if a.worker == worker and a.crashes >= SOLO_AFTER_CRASHES]
+            suspects = [
+                a for a in self.open.values() if a.worker == worker and a.crashes >= SOLO_AFTER_CRASHES
+            ]
             assert len(suspects) <= 1, "one that may kill workers runs with no other of its kind"
 
     @rule(pick=st.randoms(use_true_random=False))
@@ -129,7 +137,9 @@ def test_a_short_queue_spreads_over_all_workers() -> None:
     dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", worker, 100, 100) for worker in WORKERS]), 0)
     for number in range(6):
         dispatcher.push(activation_of(number))
-    assert {worker: len(tasks) for worker, tasks in dispatcher.take(0, 1).items()} == dict.fromkeys(WORKERS, 2)
+    assert {worker: len(tasks) for worker, tasks in dispatcher.take(0, 1).items()} == dict.fromkeys(
+        WORKERS, 2
+    )
 
 
 def test_one_slow_run_stops_reading_ahead_only_for_a_few_round_trips() -> None:

@@ -9,7 +9,9 @@ from flock_ray.core.wire import Completion, ErrorInfo
 def filled(count: int, limit: int = 10) -> EventLog:
     log = EventLog(limit)
     for number in range(count):
-        log.note(number, "a.one" if number % 2 else "b.two", correlation_id=f"w{number % 4}", detail=str(number))
+        log.note(
+            number, "a.one" if number % 2 else "b.two", correlation_id=f"w{number % 4}", detail=str(number)
+        )
     return log
 
 

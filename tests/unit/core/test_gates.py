@@ -35,7 +35,9 @@ arrivals = st.lists(st.sampled_from("ABC"), max_size=40)
 
 @settings(deadline=None, max_examples=60)
 @given(arrivals)
-def test_and_gate_fires_as_often_as_its_inputs_allow_and_uses_each_once_in_arrival_order(names: list[str]) -> None:
+def test_and_gate_fires_as_often_as_its_inputs_allow_and_uses_each_once_in_arrival_order(
+    names: list[str],
+) -> None:
     # Given a gate for (A, A, B) and any order of arrivals
     slot, spec = Slot(0), spec_of("and", "A", "A", "B")
     fed = [item_of(name) for name in names if name in "AB"]
@@ -51,7 +53,9 @@ def test_and_gate_fires_as_often_as_its_inputs_allow_and_uses_each_once_in_arriv
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from([b"x", b"y", b"z"]), st.integers(0, 30)), max_size=40),
+    st.lists(
+        st.tuples(st.sampled_from("AB"), st.sampled_from([b"x", b"y", b"z"]), st.integers(0, 30)), max_size=40
+    ),
     st.sampled_from(["join", "join_batch"]),
     st.sampled_from([{"within_us": 40}, {"within_count": 3}]),
 )
@@ -88,7 +92,9 @@ def test_join_never_mixes_keys_keeps_its_window_and_accounts_for_every_input(
 
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 6), st.integers(0, 30), st.booleans())
-def test_batch_fires_when_full_and_its_deadline_releases_the_rest(size: int, arriving: int, late: bool) -> None:
+def test_batch_fires_when_full_and_its_deadline_releases_the_rest(
+    size: int, arriving: int, late: bool
+) -> None:
     # Given a batch with a size and a timeout
     slot, spec = Slot(0), spec_of("batch", "A", batch_size=size, batch_timeout_us=100)
     fed = [item_of("A") for _ in range(arriving)]
@@ -122,7 +128,9 @@ def test_count_window_expires_old_groups_behind_one_that_started_anew() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.sampled_from(["single", "and", "join", "batch", "join_batch"]), st.integers(0, 3), st.text(max_size=5))
+@given(
+    st.sampled_from(["single", "and", "join", "batch", "join_batch"]), st.integers(0, 3), st.text(max_size=5)
+)
 def test_inputs_of_one_workflow_gate_meet_in_one_slot_whatever_their_partition(
     kind: str, within: int, workflow: str
 ) -> None:

@@ -7,7 +7,9 @@ from flock_ray.core.index import BoardIndex, CountQuery
 from flock_ray.core.wire import Envelope
 
 TYPES, WORKFLOWS, TAGS = ("A", "B"), ("w1", "w2"), ((), ("x",), ("x", "y"))
-envelopes = st.tuples(st.sampled_from(TYPES), st.sampled_from(WORKFLOWS), st.sampled_from(TAGS), st.sampled_from("pq"))
+envelopes = st.tuples(
+    st.sampled_from(TYPES), st.sampled_from(WORKFLOWS), st.sampled_from(TAGS), st.sampled_from("pq")
+)
 queries = st.builds(
     CountQuery,
     st.sampled_from(TYPES),
@@ -29,7 +31,9 @@ def fill(entries: list[tuple[str, str, tuple[str, ...], str]]) -> tuple[BoardInd
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(envelopes, max_size=30), st.lists(envelopes, max_size=10), queries, st.sets(st.integers(1, 40)))
+@given(
+    st.lists(envelopes, max_size=30), st.lists(envelopes, max_size=10), queries, st.sets(st.integers(1, 40))
+)
 def test_counts_stay_equal_to_a_scan_through_additions_and_evictions(
     before: list[tuple[str, str, tuple[str, ...], str]],
     after: list[tuple[str, str, tuple[str, ...], str]],

@@ -34,7 +34,12 @@ def test_a_record_of_a_newer_release_still_decodes() -> None:
     assert record == records.Ticked(9, 3)
 
 
-_leaf = {int: st.integers(-(2**62), 2**62), str: st.text(max_size=5), bytes: st.binary(max_size=5), bool: st.booleans()}
+_leaf = {
+    int: st.integers(-(2**62), 2**62),
+    str: st.text(max_size=5),
+    bytes: st.binary(max_size=5),
+    bool: st.booleans(),
+}
 
 
 def _made(kind: type[msgspec.Struct]) -> st.SearchStrategy[msgspec.Struct]:

@@ -31,8 +31,12 @@ SINGLE = SubscriptionSpec("one/A", "one", ("A",), "single")
 BATCH = SubscriptionSpec("two/A", "two", ("A",), "batch", "board", batch_size=9, batch_timeout_us=50)
 
 
-def posting(identity: str, spec: SubscriptionSpec, workflow: str = "w", name: str = "A", key: bytes = b"") -> Posting:
-    envelope = Envelope(identity.encode().ljust(16), name, 1, b"{}", workflow, slot_of(workflow), "external", 0)
+def posting(
+    identity: str, spec: SubscriptionSpec, workflow: str = "w", name: str = "A", key: bytes = b""
+) -> Posting:
+    envelope = Envelope(
+        identity.encode().ljust(16), name, 1, b"{}", workflow, slot_of(workflow), "external", 0
+    )
     return Posting(envelope, (Match(spec.id, key),))
 
 
@@ -127,7 +131,9 @@ def test_cancelling_one_workflow_leaves_what_others_have_in_the_same_gates() -> 
 
 @settings(deadline=None, max_examples=60)
 @given(st.permutations(range(1, 7)), st.lists(st.integers(1, 6), max_size=6))
-def test_forwards_of_one_source_apply_in_order_and_once_however_they_arrive(order: list[int], again: list[int]) -> None:
+def test_forwards_of_one_source_apply_in_order_and_once_however_they_arrive(
+    order: list[int], again: list[int]
+) -> None:
     # Given six artifacts of another slot, sent in any order and some of them twice
     core = ShardCore([slot_of("w")])
     core.install(TableSpec(1, (), (SINGLE,)), 0)
@@ -147,7 +153,10 @@ def test_forwards_of_one_source_apply_in_order_and_once_however_they_arrive(orde
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.sampled_from(["publish", "take", "complete", "lose", "cancel", "fail"]), max_size=40), st.data())
+@given(
+    st.lists(st.sampled_from(["publish", "take", "complete", "lose", "cancel", "fail"]), max_size=40),
+    st.data(),
+)
 def test_open_counts_always_agree_with_what_is_open(steps: list[str], data: st.DataObject) -> None:
     core = core_with(SINGLE, BATCH)
     running: list[Task] = []

@@ -38,7 +38,12 @@ def artifact(name: str, type_name: str = "A", **options: object) -> Envelope:
     given = {"produced_by": "external", "created_us": 1, "correlation_id": "w"}
     fields = {**given, **options}
     return Envelope(
-        name.encode().ljust(16), type_name, 1, b"{}", slot=slot_of(str(fields["correlation_id"])), **fields  # type: ignore[arg-type]
+        name.encode().ljust(16),
+        type_name,
+        1,
+        b"{}",
+        slot=slot_of(str(fields["correlation_id"])),
+        **fields,  # type: ignore[arg-type]
     )
 
 

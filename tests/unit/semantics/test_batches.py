@@ -95,7 +95,9 @@ def test_w16_a_batch_across_workflows_starts_a_new_one_that_names_all_its_source
 def test_a_batch_of_one_workflow_stays_in_it() -> None:
     async def main() -> set[str | None]:
         async with VirtualFlock(shards=3) as flock:
-            flock.agent("a").consumes(Order, batch=BatchSpec(size=2)).publishes(Note).runs(lambda b: Note(text="x"))
+            flock.agent("a").consumes(Order, batch=BatchSpec(size=2)).publishes(Note).runs(
+                lambda b: Note(text="x")
+            )
             await flock.publish_many([Order(n=1), Order(n=2)], correlation_id="w")
             await flock.run_until_idle()
             return {a.correlation_id for a in await flock.store.list_by_type("market.Note")}
@@ -142,7 +144,9 @@ def test_a_cancelled_workflow_leaves_a_batch_that_others_still_fill() -> None:
     async def main() -> list[list[int]]:
         seen = Seen()
         async with VirtualFlock(shards=2) as flock:
-            flock.agent("a").consumes(Order, batch=BatchSpec(size=2)).runs(lambda b: seen.append([o.n for o in b]))
+            flock.agent("a").consumes(Order, batch=BatchSpec(size=2)).runs(
+                lambda b: seen.append([o.n for o in b])
+            )
             await flock.publish(Order(n=1), correlation_id="gone")
             await flock.run_until_idle()
             await flock.cancel("gone")

@@ -27,7 +27,9 @@ def test_every_predicate_of_where_must_hold() -> None:
     async def main() -> list[int]:
         seen = Seen()
         async with VirtualFlock() as flock:
-            flock.agent("a").consumes(Order, where=[lambda o: o.n > 1, lambda o: o.region == "eu"]).runs(seen.one)
+            flock.agent("a").consumes(Order, where=[lambda o: o.n > 1, lambda o: o.region == "eu"]).runs(
+                seen.one
+            )
             await flock.publish_many([Order(n=1), Order(n=2), Order(n=3, region="us")])
             await flock.run_until_idle()
         return [order.n for order in seen]
@@ -59,7 +61,9 @@ def test_from_agents_and_tags_limit_what_arrives() -> None:
             flock.agent("left").consumes(Order).publishes(Parcel).runs(lambda o: Parcel(n=o.n))
             flock.agent("right").consumes(Order).publishes(Parcel).runs(lambda o: Parcel(n=-o.n))
             flock.agent("of_left").consumes(Parcel, from_agents=["left"]).runs(seen.by("of_left"))
-            flock.agent("tagged").consumes(Parcel, tags={"vip", "vvip"}, from_agents=["right"]).runs(seen.by("tagged"))
+            flock.agent("tagged").consumes(Parcel, tags={"vip", "vvip"}, from_agents=["right"]).runs(
+                seen.by("tagged")
+            )
             await flock.publish(Order(n=1), tags=["vip", "x"])
             await flock.publish(Order(n=2), tags=["x"])
             await flock.run_until_idle()

@@ -47,7 +47,9 @@ def test_counts_collect_that_many_and_the_surplus_stays_for_the_next_round() -> 
     async def main() -> tuple[Seen, str, tuple[str, ...]]:
         seen = Seen()
         async with VirtualFlock() as flock:
-            flock.agent("a").consumes(Order, Order, Payment).runs(lambda o, p: seen.one([x.n for x in o], p.n))
+            flock.agent("a").consumes(Order, Order, Payment).runs(
+                lambda o, p: seen.one([x.n for x in o], p.n)
+            )
             with flock.workflow("w"):
                 await flock.publish_many([Order(n=n) for n in range(1, 6)])
                 await flock.publish_many([Payment(n=1), Payment(n=2)])
@@ -57,7 +59,11 @@ def test_counts_collect_that_many_and_the_surplus_stays_for_the_next_round() -> 
     seen, state, waiting_for = run_virtual(main())
     assert seen == [([1, 2], 1), ([3, 4], 2)]
     assert state == "waiting"
-    assert len(waiting_for) == 1 and "1 x market.Order" in waiting_for[0] and "1 x market.Payment" in waiting_for[0]
+    assert (
+        len(waiting_for) == 1
+        and "1 x market.Order" in waiting_for[0]
+        and "1 x market.Payment" in waiting_for[0]
+    )
 
 
 def test_w1_and_gates_never_mix_workflows_unless_asked_and_lose_nothing() -> None:
@@ -167,7 +173,9 @@ def test_a_join_within_workflows_keeps_equal_keys_of_different_workflows_apart()
     async def main() -> Seen:
         seen = Seen()
         async with VirtualFlock() as flock:
-            flock.agent("a").consumes(Order, Payment, join=JoinSpec(by=lambda m: m.n), scope="workflow").runs(seen.one)
+            flock.agent("a").consumes(Order, Payment, join=JoinSpec(by=lambda m: m.n), scope="workflow").runs(
+                seen.one
+            )
             await flock.publish(Order(n=1), correlation_id="w1")
             await flock.publish(Payment(n=1), correlation_id=NEIGHBOUR)
             await flock.run_until_idle()

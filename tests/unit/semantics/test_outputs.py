@@ -31,7 +31,10 @@ def test_several_types_in_one_or_several_publishes_are_all_published() -> None:
 
 
 def test_a_type_declared_three_times_is_three_artifacts() -> None:
-    assert run(lambda a: a.publishes(Parcel, Parcel, Parcel), [Parcel(n=n) for n in (1, 2, 3)]) == ([1, 2, 3], "")
+    assert run(lambda a: a.publishes(Parcel, Parcel, Parcel), [Parcel(n=n) for n in (1, 2, 3)]) == (
+        [1, 2, 3],
+        "",
+    )
     made, error = run(lambda a: a.publishes(Parcel, Parcel, Parcel), Parcel(n=1))
     assert made == [] and error.startswith("OutputContractError") and "got 1 Parcel" in error
 

@@ -55,7 +55,9 @@ def test_w12_a_decorated_subclass_is_a_type_of_its_own() -> None:
             await flock.publish(Dog(name="Rex"))
             await flock.publish(Animal(name="Tom"))
             await flock.run_until_idle()
-            return sorted(seen, key=lambda pair: pair[0]), [a.name for a in await flock.store.get_by_type(Animal)]
+            return sorted(seen, key=lambda pair: pair[0]), [
+                a.name for a in await flock.store.get_by_type(Animal)
+            ]
 
     seen, animals = run_virtual(main())
     assert seen == [("animals", Animal(name="Tom")), ("dogs", Dog(name="Rex"))]

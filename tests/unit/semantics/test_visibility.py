@@ -49,7 +49,11 @@ def test_w8_an_artifact_that_becomes_visible_later_is_delivered_then_to_whom_it_
             order = await flock.publish(Order(n=1), visibility=later, correlation_id="w")
             await flock.run_until_idle()
             await asyncio.sleep(29 * 86400)
-            early, state, why = list(seen), (await flock.workflow_status("w")).state, str(await flock.why(order))
+            early, state, why = (
+                list(seen),
+                (await flock.workflow_status("w")).state,
+                str(await flock.why(order)),
+            )
             await asyncio.sleep(86401)
         return early, state, why, list(seen)
 
@@ -124,7 +128,9 @@ def test_a_loop_guard_error_is_as_private_as_its_inputs() -> None:
 def test_a_visibility_function_that_returns_something_else_fails_the_run_visibly() -> None:
     async def main() -> str:
         async with VirtualFlock() as flock:
-            flock.agent("a").consumes(Order).publishes(Note, visibility=lambda n: "all").runs(lambda o: Note(text="x"))  # type: ignore[arg-type,return-value]
+            flock.agent("a").consumes(Order).publishes(Note, visibility=lambda n: "all").runs(
+                lambda o: Note(text="x")
+            )  # type: ignore[arg-type,return-value]
             await flock.publish(Order(n=1))
             await flock.run_until_idle()
             assert await flock.store.count(Note) == 0

@@ -130,7 +130,9 @@ def test_w9_the_loop_guard_stops_one_workflow_with_an_event_and_an_error_and_no_
     async def main() -> None:
         async with VirtualFlock(max_agent_iterations=10) as flock:
             flock.agent("ping").consumes(Order).publishes(Parcel).runs(lambda o: Parcel(n=o.n))
-            flock.agent("pong").consumes(Parcel, where=lambda p: p.n > 0).publishes(Order).runs(lambda p: Order(n=p.n))
+            flock.agent("pong").consumes(Parcel, where=lambda p: p.n > 0).publishes(Order).runs(
+                lambda p: Order(n=p.n)
+            )
             await flock.publish(Order(n=1), correlation_id="loop")
             await flock.run_until_idle()
             status = await flock.workflow_status("loop")
@@ -207,7 +209,12 @@ def test_a_pipeline_refuses_a_later_agent_that_artifacts_never_reach() -> None:
     async def main() -> int:
         async with VirtualFlock() as flock:
             pack = flock.agent("pack").consumes(Order).publishes(Parcel).runs(lambda o: Parcel(n=o.n))
-            label = flock.agent("label").consumes(Parcel, mode="direct").publishes(Note).runs(lambda p: Note(text="x"))
+            label = (
+                flock.agent("label")
+                .consumes(Parcel, mode="direct")
+                .publishes(Note)
+                .runs(lambda p: Note(text="x"))
+            )
             with pytest.raises(ConfigurationError, match=r"'label'.*direct"):
                 await pack.run(Order(n=1)).then(label).execute()
             return await flock.store.count(Parcel)
@@ -312,7 +319,11 @@ def test_a_loop_through_a_gate_away_from_its_workflow_is_stopped_too() -> None:
             order = await flock.publish(Order(n=1))
             await flock.run_until_idle()
             errors = await flock.store.get_by_type(WorkflowError)
-            return await flock.store.count(Parcel), [e.error_type for e in errors], (await flock.wait(order)).state
+            return (
+                await flock.store.count(Parcel),
+                [e.error_type for e in errors],
+                (await flock.wait(order)).state,
+            )
 
     parcels, errors, state = run_virtual(main())
     assert parcels <= 6
