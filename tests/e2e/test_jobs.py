@@ -57,12 +57,31 @@ TOPICS = textwrap.dedent("""
 """)
 
 
+RAY = "ray.scripts.scripts"
+
+
 @dataclass(frozen=True)
 class Head:
     """A Ray cluster of one node, as an operator starts it."""
 
     gcs: str
     dashboard: str
+    python: str
+    """Of this environment, by a path without spaces: `ray start` does not quote it."""
+
+    def submit(self, folder: Path) -> list[str]:
+        """Return the command that submits a folder; what runs there is appended."""
+        return [
+            self.python,
+            "-m",
+            RAY,
+            "job",
+            "submit",
+            "--address",
+            self.dashboard,
+            "--working-dir",
+            str(folder),
+        ]
 
 
 def _free_ports(count: int) -> list[int]:
@@ -109,13 +128,15 @@ def _can_connect(address: str) -> bool:
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """Start a head node with token authentication on free ports; ended by its own process ids."""
-    ray_command = str(Path(sys.executable).with_name("ray"))
     gcs, dashboard, agent, client, metrics = _free_ports(5)
     # Ray's sockets live below it, and their paths may not be longer than 107 bytes.
     with tempfile.TemporaryDirectory(prefix="fr", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        environment = Path(folder) / "env"
+        environment.symlink_to(sys.prefix)
+        python = str(environment / "bin" / "python")
         with (Path(folder) / "head.log").open("w") as log:
             command = [
-                ray_command, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4", f"--temp-dir={folder}",
+                python, "-m", RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4", f"--temp-dir={folder}",
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats",
                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
                 f"--metrics-export-port={metrics}",
@@ -127,7 +148,7 @@ def head() -> Iterator[Head]:
                 assert process.poll() is None, (Path(folder) / "head.log").read_text()
                 assert time.monotonic() < deadline, "the head did not start"
                 time.sleep(0.2)
-            yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}")
+            yield Head(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", python)
         finally:
             _end_tree(process.pid)
             process.wait()
@@ -164,9 +185,7 @@ def test_a_script_runs_as_a_submitted_job_and_by_address_and_leaves_no_actor(
     head: Head, job_folder: Path
 ) -> None:
     # When a folder is submitted to a cluster
-    ray_command = str(Path(sys.executable).with_name("ray"))
-    submit = [ray_command, "job", "submit", "--address", head.dashboard, "--working-dir", str(job_folder)]
-    submitted = _run([*submit, "--", sys.executable, "job.py"], job_folder)
+    submitted = _run([*head.submit(job_folder), "--", head.python, "job.py"], job_folder)
 
     # Then the job succeeds on that cluster's workers, and its board is gone
     assert "succeeded" in submitted
@@ -174,7 +193,7 @@ def test_a_script_runs_as_a_submitted_job_and_by_address_and_leaves_no_actor(
     assert _value_of("LEFT", submitted) == []
 
     # And the same script run from outside with the cluster's address does the same
-    direct = _run([sys.executable, "job.py"], job_folder, RAY_ADDRESS=head.gcs)
+    direct = _run([head.python, "job.py"], job_folder, RAY_ADDRESS=head.gcs)
     assert _value_of("RESULT", direct) == [0, 1, 4, 9, 16]
     assert _value_of("LEFT", direct) == []
 
@@ -191,10 +210,19 @@ def test_the_demo_runs_as_a_submitted_job(head: Head, tmp_path: Path) -> None:
     (tmp_path / "tree" / "plain.py").write_text('"""Nothing to see."""\n')
 
     # When it is submitted
-    ray_command = str(Path(sys.executable).with_name("ray"))
-    submit = [ray_command, "job", "submit", "--address", head.dashboard, "--working-dir", str(tmp_path)]
     output = _run(
-        [*submit, "--", sys.executable, "-m", "examples.review", "--input", "tree", "--out", "out"], tmp_path
+        [
+            *head.submit(tmp_path),
+            "--",
+            head.python,
+            "-m",
+            "examples.review",
+            "--input",
+            "tree",
+            "--out",
+            "out",
+        ],
+        tmp_path,
     )
 
     # Then it finds what there is to find, on that cluster
