@@ -136,7 +136,8 @@ def head() -> Iterator[Head]:
         python = str(environment / "bin" / "python")
         with (Path(folder) / "head.log").open("w") as log:
             command = [
-                python, "-m", RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4", f"--temp-dir={folder}",
+                python, "-m", RAY, "start", "--head", "--block", f"--port={gcs}", "--num-cpus=4",
+                f"--temp-dir={folder}",
                 "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats",
                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
                 f"--metrics-export-port={metrics}",
