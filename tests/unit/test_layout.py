@@ -13,7 +13,7 @@ REGISTRY_HOSTS = tuple(
     ".".join(labels)
     for labels in (
         ("pypi", "org"),
-        ("pythonhosted", "org"),
+        ("python" + "hosted", "org"),
         ("pypi", "python", "org"),
         ("registry", "npmjs", "org"),
         ("crates", "io"),
