@@ -16,7 +16,7 @@ def filled(count: int, limit: int = 10) -> EventLog:
 
 
 def details(log: EventLog, after: int = 0, limit: int = 100, **options: object) -> list[str]:
-    return [event.detail for event in log.read(after, limit, **options)[0]]  # type: ignore[arg-type]
+    return [event.detail for event in log.read(after, limit, **options)[0]]  # type: ignore[arg-type]  # numbers and names
 
 
 def test_reading_goes_on_from_the_position_it_returned_also_when_nothing_fitted() -> None:

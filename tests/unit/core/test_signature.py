@@ -112,7 +112,7 @@ def test_expected_arguments_are_what_binding_gives() -> None:
         (JOINED_BATCH, list[tuple[list[A], B]]),
         (JOINED_BATCH, list[tuple[Any, ...]]),
         (JOINED_BATCH, Sequence[tuple[Sequence[A], BaseModel]]),
-        (JOINED_BATCH, list[tuple]),  # type: ignore[type-arg]
+        (JOINED_BATCH, list[tuple]),  # type: ignore[type-arg]  # bare on purpose
         (JOINED_BATCH, list[Sequence[Any]]),
     ],
 )

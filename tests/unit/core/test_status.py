@@ -43,7 +43,7 @@ def artifact(name: str, type_name: str = "A", **options: object) -> Envelope:
         1,
         b"{}",
         slot=slot_of(str(fields["correlation_id"])),
-        **fields,  # type: ignore[arg-type]
+        **fields,  # type: ignore[arg-type]  # of several types
     )
 
 

@@ -50,7 +50,7 @@ def lefts(*numbers: int) -> list[Left]:
 
 
 def filled(contract: OutputContract, models: list[Any], **options: Any) -> list[tuple[int, OutputSpec, Any]]:
-    return [tuple(output) for output in contract.fill(models, **options)[0]]  # type: ignore[misc]
+    return [tuple(output) for output in contract.fill(models, **options)[0]]  # type: ignore[misc]  # of several types
 
 
 def test_models_go_to_their_declared_outputs_in_declared_order() -> None:

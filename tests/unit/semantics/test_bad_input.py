@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 
 import pytest
@@ -35,7 +36,7 @@ async def refusal_of(thing: object, **options: object) -> FlockError:
     async with VirtualFlock(max_payload_bytes=1024) as flock:
         flock.agent("a").consumes(Order).runs(lambda o: seen.append(o.n))
         with pytest.raises(FlockError) as caught:
-            await flock.publish(thing, **options)  # type: ignore[arg-type]
+            await flock.publish(thing, **options)  # type: ignore[arg-type]  # wrong on purpose
         await flock.publish(Order(n=5))
         await flock.run_until_idle()
         assert await flock.store.list_by_type("market.Note") == []
@@ -79,7 +80,7 @@ def test_a_uuid_is_a_fine_correlation_id_and_a_single_string_one_tag() -> None:
     async def main() -> tuple[bool, set[str]]:
         name = uuid.uuid4()
         async with VirtualFlock() as flock:
-            note = await flock.publish(Note(text="x"), correlation_id=name, tags="urgent")  # type: ignore[arg-type]
+            note = await flock.publish(Note(text="x"), correlation_id=name, tags="urgent")  # type: ignore[arg-type]  # wrong on purpose
             return note.correlation_id == str(name), note.tags
 
     assert run_virtual(main()) == (True, {"urgent"})
@@ -104,7 +105,7 @@ def test_an_output_that_is_too_large_fails_the_run_not_the_board() -> None:
     assert "PayloadTooLargeError" in detail
 
 
-async def flock_events(flock: VirtualFlock):  # type: ignore[no-untyped-def]
+async def flock_events(flock: VirtualFlock) -> AsyncIterator[str]:
     async for event in flock.events("activation.failed"):
         yield event.detail
         return
@@ -145,7 +146,7 @@ def test_agents_that_do_not_fit_together_are_refused_when_declared() -> None:
         flock.agent("a")
     for name in ("", "  ", "a/b", 7):
         with pytest.raises(ConfigurationError):
-            flock.agent(name)  # type: ignore[arg-type]
+            flock.agent(name)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ConfigurationError, match="consumes"):
         flock.agent("b").consumes()
     with pytest.raises(ConfigurationError, match="detached"):

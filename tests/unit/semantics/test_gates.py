@@ -70,7 +70,7 @@ def test_w1_and_gates_never_mix_workflows_unless_asked_and_lose_nothing() -> Non
     async def main(scope: str | None) -> list[tuple[int, int]]:
         seen = Seen()
         async with VirtualFlock() as flock:
-            flock.agent("a").consumes(Order, Payment, scope=scope).runs(lambda o, p: seen.one(o.n, p.n))  # type: ignore[arg-type]
+            flock.agent("a").consumes(Order, Payment, scope=scope).runs(lambda o, p: seen.one(o.n, p.n))  # type: ignore[arg-type]  # a literal
             await flock.publish(Order(n=1), correlation_id="w1")
             await flock.publish(Payment(n=2), correlation_id=NEIGHBOUR)
             await flock.publish(Order(n=2), correlation_id=NEIGHBOUR)
