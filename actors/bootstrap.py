@@ -87,17 +87,24 @@ async def open_board(plan: BoardPlan) -> RayBoard:
     }  # fmt: skip
     if plan.detached:
         options["lifetime"] = "detached"
-    shards = []
+    shards: list[ActorLink] = []
+    restarts = -1 if plan.durable else 0
     for index in range(plan.num_shards):
         name = actor_name(plan.namespace, "shard", index)
-        handle = ShardActor.options(name=name, max_restarts=0, **options).remote(index, plan)
-        shards.append(ActorLink(name, plan.namespace, handle))
+        handle = ShardActor.options(name=name, max_restarts=restarts, **options).remote(index, plan)
+        shards.append(_shard_link(plan, name, handle))
     name = actor_name(plan.namespace, "router", 0)
     router = PatientLink(
         name, plan.namespace, RouterActor.options(name=name, max_restarts=-1, **options).remote(plan)
     )
     await asyncio.gather(*(shard.start_up() for shard in shards), router.describe())
     return RayBoard(BoardLinks(shards, router, RayPeers(plan.namespace).worker), plan, True)
+
+
+def _shard_link(plan: BoardPlan, name: str, handle: Any = None) -> ActorLink:
+    """Link to a shard; one that keeps everything is waited for while it comes back."""
+    kind = PatientLink if plan.durable else ActorLink
+    return kind(name, plan.namespace, handle)
 
 
 async def _join(namespace: str) -> RayBoard | None:
@@ -114,5 +121,5 @@ async def _join(namespace: str) -> RayBoard | None:
             f"The board {namespace!r} is shutting down or broken ({error}). Choose another namespace, or try again."
         ) from error
     names = [actor_name(namespace, "shard", index) for index in range(plan.num_shards)]
-    shards = [ActorLink(n, namespace) for n in names]
+    shards = [_shard_link(plan, n) for n in names]
     return RayBoard(BoardLinks(shards, router, RayPeers(namespace).worker), plan, False)

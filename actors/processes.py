@@ -21,11 +21,10 @@ from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.router import Router
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.actors.worker import Worker
-from flock_ray.adapters.memory import MemoryJournal
-from flock_ray.core.ids import NUM_SLOTS, shard_of
+from flock_ray.core.ids import owned_slots
 from flock_ray.deployment import CloudpickleCodec
 from flock_ray.errors import PoolSaturatedError
-from flock_ray.ports import PeerGoneError
+from flock_ray.ports import PeerGoneError, Persistence
 
 SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
 """With the defaults the rate falls by a third as the index grows (measured)."""
@@ -51,27 +50,37 @@ class BoardPlan:
     shard: ShardSettings
     router: RouterSettings
     max_payload_bytes: int
+    persistence: Persistence | None = None
+    """None: a memory board, which lives as long as its shards' processes."""
+
+    @property
+    def durable(self) -> bool:
+        """Whether shards come back after they died."""
+        return self.persistence is not None
 
 
 class RayShard(Shard):
     """A shard in its own process."""
 
     def __init__(self, index: int, plan: BoardPlan) -> None:
-        """Create the shard; `start_up` sets it to work."""
-        owned = [slot for slot in range(NUM_SLOTS) if shard_of(slot, plan.num_shards) == index]
+        """Create the shard and set it to work: Ray may restart it while nobody calls."""
+        owned = owned_slots(index, plan.num_shards)
         super().__init__(
             index, plan.num_shards, owned,
-            journal=MemoryJournal(), clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
+            store=None if plan.persistence is None else plan.persistence.store(plan.namespace, index, owned),
+            clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
         )  # fmt: skip
-        self._started = False
         gc.set_threshold(*SHARD_GC_THRESHOLDS)
+        gc.freeze()  # what start-up made stays: no collection looks at it again
+        self.start()
 
     async def start_up(self) -> int:
-        """Begin to work; safe to repeat. Returns the process id."""
-        if not self._started:
-            self._started = True
-            gc.freeze()  # what start-up made stays: no collection looks at it again
-            self.start()
+        """Wait until the shard has recovered. Returns the process id.
+
+        Raises:
+            StoreCorruptError: What is stored can't be read.
+        """
+        await self.ready()
         return os.getpid()
 
 
@@ -148,6 +157,11 @@ class RayRouter(Router):
         """Register a worker."""
         self._begin()
         await super().attach(worker, version)
+
+    async def attend(self, known: str) -> str:
+        """Answer once the router is another than the one that is known."""
+        self._begin()
+        return await super().attend(known)
 
     async def deploy(self, packages: list[bytes], replace: bool) -> tuple[int, dict[str, bytes]]:
         """Add or change agents."""

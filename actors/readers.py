@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from flock_ray.core.index import CountQuery
-from flock_ray.core.status import artifact_fate, workflow_part
+from flock_ray.core.rows import ArtifactQuery
+from flock_ray.core.status import WorkflowPart, artifact_fate, stored_fate, stored_part, workflow_part
+from flock_ray.core.wire import Envelope
 
 if TYPE_CHECKING:
+    from flock_ray.actors.keeping import Keeper
     from flock_ray.core.shard import ShardCore
 
 MAX_READ = 1000
@@ -21,9 +24,13 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class ShardReaders:
-    """The reading half of `Shard`: nothing here changes the board."""
+    """The reading half of `Shard`: nothing here changes the board.
+
+    With a store, nothing is shown before it is durable: a crash could take it back.
+    """
 
     core: ShardCore
+    _keeper: Keeper | None
     index: int
     num_appends: int
     num_records: int
@@ -31,10 +38,24 @@ class ShardReaders:
 
     def __init__(self) -> None:
         """Start without readers."""
+        super().__init__()
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._workflow_waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._changed: asyncio.Future[None] | None = None
         self._heads = (0, 0)
+
+    async def ready(self) -> None:
+        """Wait until the shard has recovered; raises when it can't."""
+        raise NotImplementedError  # Shard's
+
+    def _enqueue(self, kind: str, subject: Any, size: int) -> asyncio.Future[Any]:
+        raise NotImplementedError  # Shard's
+
+    async def _durable(self) -> None:
+        """Wait until what is applied now is in the store."""
+        await self.ready()
+        if self._keeper is not None and self._keeper.pending:
+            await self._enqueue("sync", None, 0)
 
     def _notify(self) -> None:
         """Wake whoever waits for what the last batch brought about."""
@@ -77,6 +98,7 @@ class ShardReaders:
             all shards give the same counters, nothing happened in between.
         """
         core = self.core
+        await self._durable()
         if not self._is_quiet(workflow) and wait_s > 0:
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             waiters = (
@@ -116,11 +138,11 @@ class ShardReaders:
     ) -> tuple[bytes, list[int], int, bool]:
         """Do what `read` does, and also return the position of each artifact."""
         limit = min(limit, MAX_READ)
+        await self.ready()
         index = self.core.index
         while True:
-            gap = after > 0 and index.evicted_after(after, type_name)
-            seqs = None if workflow is None else self._seqs_of(workflow)
-            found = list(islice(index.read(after, type_name=type_name, seqs=seqs), limit))
+            gap = self._keeper is None and after > 0 and index.evicted_after(after, type_name)
+            found = await self._find(after, type_name, workflow, limit)
             if found:
                 return (
                     _encode([envelope for _, envelope in found]),
@@ -128,9 +150,26 @@ class ShardReaders:
                     found[-1][0],
                     gap,
                 )
-            after = max(after, index.head)
+            after = max(after, self._head())
             if wait_s <= 0 or not await self._change(wait_s):
                 return _encode([]), [], after, gap
+
+    def _head(self) -> int:
+        """Position of the newest artifact that may be shown."""
+        return self.core.index.head if self._keeper is None else self._keeper.head
+
+    async def _find(
+        self, after: int, type_name: str | None, workflow: str | None, limit: int
+    ) -> list[tuple[int, Envelope]]:
+        """Read from memory, or from the store where memory does not reach back so far."""
+        index = self.core.index
+        if self._keeper is not None and after < index.floor:
+            query = ArtifactQuery(() if type_name is None else (type_name,), correlation_id=workflow)
+            return await self._keeper.store.read(query, after, limit)
+        seqs = None if workflow is None else self._seqs_of(workflow)
+        head = self._head()
+        found = index.read(after, type_name=type_name, seqs=seqs)
+        return list(islice(takewhile(lambda entry: entry[0] <= head, found), limit))
 
     def _seqs_of(self, workflow: str) -> list[int]:
         parts = [s.workflows[workflow].seqs for s in self.core.slots.values() if workflow in s.workflows]
@@ -156,31 +195,56 @@ class ShardReaders:
         """Count artifacts; with `known`, answer as soon as a count differs from it or the time is over."""
         wanted = msgspec.msgpack.decode(queries, type=list[CountQuery])
         while True:
-            now = [self._count(query) for query in wanted]
+            await self._durable()
+            now = [await self._count(query) for query in wanted]
             if known is None or now != known or wait_s <= 0 or not await self._change(wait_s):
                 return now
 
-    def _count(self, query: CountQuery) -> int:
+    async def _count(self, query: CountQuery) -> int:
+        index = self.core.index
+        if self._keeper is not None and index.floor and not index.counts(query):
+            # Between two batches: nothing is accepted while the store counts.
+            await self._enqueue("count", query, 0)
         if query.correlation_id is None:
-            return self.core.index.count(query)
-        return self.core.index.count(query, self._seqs_of(query.correlation_id))
+            return index.count(query)
+        return index.count(query, self._seqs_of(query.correlation_id))
 
     async def get(self, ids: list[bytes]) -> bytes:
         """Return msgpack of the artifacts found, in any order."""
-        found = [self.core.index.get(artifact_id) for artifact_id in ids]
-        return _encode([envelope for envelope in found if envelope is not None])
+        return _encode(await self._get(ids))
+
+    async def _get(self, ids: list[bytes]) -> list[Envelope]:
+        await self.ready()
+        index, head = self.core.index, self._head()
+        found = [e for key in ids if index.ids.get(key, 0) <= head and (e := index.get(key)) is not None]
+        if self._keeper is not None and index.floor:
+            missing = [key for key in ids if key not in index.ids]
+            found += [e for _, e in await self._keeper.store.get(missing)] if missing else []
+        return found
 
     async def status(self, workflow: str) -> bytes | None:
         """Return msgpack of a `WorkflowPart`; None when the workflow is unknown here."""
-        part = workflow_part(self.core, workflow)
+        await self._durable()
+        part: WorkflowPart | None = workflow_part(self.core, workflow)
+        if self._keeper is not None and self.core.index.floor:
+            rows = await self._keeper.store.workflows([workflow])
+            part = stored_part(self.core, part, rows)
         return None if part is None else _encode(part)
 
     async def fate(self, artifact_id: bytes) -> bytes:
         """Return msgpack of an `ArtifactFate`."""
-        return _encode(artifact_fate(self.core, artifact_id))
+        await self._durable()
+        fate = artifact_fate(self.core, artifact_id)
+        if self._keeper is not None and self.core.index.floor:
+            found = await self._get([artifact_id])
+            ended = await self._keeper.store.consumptions([artifact_id])
+            made = await self._get([key for row in ended for key in row.outputs])
+            fate = stored_fate(fate, found[0] if found else None, made)
+        return _encode(fate)
 
     async def stats(self) -> dict[str, Any]:
         """Return sizes and counters of the shard, for tests, benches and metrics."""
+        await self.ready()
         core = self.core
         return {
             "artifacts": len(core.index),
@@ -190,6 +254,9 @@ class ShardReaders:
             "outbox": core.num_outbox,
             "activity": core.activity,
             "ready": {name: queue.count for name, queue in core.dispatch.ready.items() if queue.count},
+            "epoch": 0 if self._keeper is None else self._keeper.epoch,
+            "replayed": 0 if self._keeper is None else self._keeper.replayed,
+            "store": "memory" if self._keeper is None else self._keeper.store.mode,
             "workflows": sum(len(s.workflows) for s in core.slots.values()),
             "gates": sum(len(keys) for s in core.slots.values() for keys in s.gates.values()),
             "table_version": core.table.version,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from uuid import uuid4
 
 from flock_ray.actors.pools import SHARED, Pool, PoolKeeper, RouterSettings, WorkerEntry
 from flock_ray.actors.worker import pool_of
@@ -47,6 +48,7 @@ class Router(PoolKeeper):
         self._grants_version = 1
         self._batch_number = 0
         self._deploying = asyncio.Lock()
+        self.incarnation = uuid4().hex
 
     def start(self, *, first: bool = True) -> None:
         """Begin to work; call once, on the loop that serves the router.
@@ -59,7 +61,7 @@ class Router(PoolKeeper):
             shared = wire.PoolInfo(SHARED, 1, self._settings.max_shared_workers)
             self._pools[SHARED] = Pool(shared, busy_at=self._monotonic())
             self._start_one(SHARED, self._pools[SHARED])
-        self._spawn(self._recover())
+        self._spawn(self._recover(first))
         self._spawn(self._decide_forever())
 
     async def close(self) -> None:
@@ -184,7 +186,10 @@ class Router(PoolKeeper):
         report = wire.decode_report(blob)
         await self._recovered.wait()
         await self._take_report(report)
-        if self._granted.get(report.shard) == self._grants_version:
+        if not report.has_agents and self._installed:
+            # It has come back from its journal, which has the table and no code.
+            self._spawn(self._install_at_shard(report.shard, wire.encode(self._table())))
+        if report.grant_seq and self._granted.get(report.shard) == self._grants_version:
             await self._wait_for_change(self._settings.renew_every_s)
         self._granted[report.shard] = self._grants_version
         self._batch_number += 1
@@ -230,14 +235,19 @@ class Router(PoolKeeper):
 
     # -- recovery ------------------------------------------------------------------------------
 
-    async def _recover(self) -> None:
-        """Learn the newest table from the shards and bring those up to date that lag behind."""
-        for index in range(self._num_shards):
-            version, blobs = await self._ask_table(index)
-            if version > self._version:
-                self._version, self._blobs = version, blobs
+    async def _recover(self, first: bool) -> None:
+        """Learn the newest table from the shards and bring those up to date that lag behind.
+
+        Shards that have come back from their journals know the table and not the code; workers have it, and
+        without them the drivers bring it again. Until then what is open waits.
+        """
+        answers = [await self._ask_table(index) for index in range(self._num_shards)]
+        self._version = max(version for version, _ in answers)
+        self._blobs = next((blobs for version, blobs in answers if version == self._version and blobs), {})
+        if self._version and not self._blobs and not first:
+            self._blobs = await self._ask_workers()
         self._packages = {name: wire.decode_package(blob) for name, blob in self._blobs.items()}
-        if self._version:
+        if self._packages:
             table = wire.encode(self._table())
             for index in range(self._num_shards):
                 with contextlib.suppress(PeerGoneError):
@@ -253,3 +263,23 @@ class Router(PoolKeeper):
                 return await self._peers.shard(index).table()
             except PeerGoneError:
                 await asyncio.sleep(0.1)
+
+    async def _ask_workers(self) -> dict[str, bytes]:
+        """Return the packages of the table in force from any worker that attaches in time; else none."""
+        deadline = self._monotonic() + self._settings.adopt_after_s
+        asked: set[str] = set()
+        while (left := deadline - self._monotonic()) > 0:
+            for entry in [e for e in self._workers.values() if e.id not in asked]:
+                asked.add(entry.id)
+                with contextlib.suppress(PeerGoneError):
+                    version, blobs = await entry.link.packages()
+                    if version == self._version:
+                        return blobs
+            await self._wait_for_change(min(left, self._settings.decide_every_s))
+        return {}
+
+    async def attend(self, known: str) -> str:
+        """Return the id of this router once it is another than `known`: a driver then brings its agents again."""
+        if known == self.incarnation:
+            await asyncio.Event().wait()
+        return self.incarnation

@@ -7,25 +7,33 @@ simulator run the very same code.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+from flock_ray.actors.keeping import Keeper
+from flock_ray.actors.outbound import ShardOutbound
 from flock_ray.actors.readers import ShardReaders
 from flock_ray.core import wire
-from flock_ray.core.messages import parts
 from flock_ray.core.shard import ShardCore
-from flock_ray.errors import StoreUnavailableError
-from flock_ray.ports import Clock, Journal, PeerGoneError, Peers
+from flock_ray.errors import FlockError
+from flock_ray.ports import Clock, Peers, ShardStore
 
 logger = logging.getLogger(__name__)
 
 
 SMALL_POSTING_BYTES = 600
+
+_DECODERS: dict[str, Callable[[bytes], Any]] = {
+    "publish": wire.decode_publish,
+    "complete": wire.decode_complete,
+    "forward": wire.decode_forward,
+}
+
+MAX_BATCH_BYTES = 16 * 1024 * 1024
+"""Commands of one micro-batch, so that one append stays small enough for every store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +48,11 @@ class ShardSettings:
     """Bytes of commands waiting past which publishers are told to wait."""
     report_every_s: float = 0.02
     """Shortest time between two reports of demand to the router."""
+    snapshot_bytes: int = 8 * 1024 * 1024
+    """Bytes of journal after which slots are snapshotted and the journal is cut."""
 
 
-class Shard(ShardReaders):
+class Shard(ShardOutbound, ShardReaders):
     """One shard of a board."""
 
     def __init__(
@@ -51,7 +61,7 @@ class Shard(ShardReaders):
         num_shards: int,
         owned: list[int],
         *,
-        journal: Journal,
+        store: ShardStore | None,
         clock: Clock,
         peers: Peers,
         settings: ShardSettings | None = None,
@@ -62,7 +72,7 @@ class Shard(ShardReaders):
             index: Number of the shard, from 0.
             num_shards: Shards of the board.
             owned: Its slots.
-            journal: Where records go before anything is answered.
+            store: Where everything goes before anything is answered; None: it lives as long as this object.
             clock: Wall time.
             peers: Finds router, workers and other shards.
             settings: Limits; None for the defaults.
@@ -70,32 +80,50 @@ class Shard(ShardReaders):
         self.index = index
         self._num_shards = num_shards
         self._settings = settings or ShardSettings()
-        self.core = ShardCore(owned, max_artifacts=self._settings.max_artifacts)
-        self._journal = journal
+        self.core = ShardCore(owned, max_artifacts=self._settings.max_artifacts, durable=store is not None)
+        self._keeper = (
+            None if store is None else Keeper(self.core, store, snapshot_bytes=self._settings.snapshot_bytes)
+        )
         self._clock = clock
         self._peers = peers
-        self._agents: dict[str, bytes] = {}
-        self._inbox: deque[tuple[str, Any, asyncio.Future[Any]]] = deque()
+        self._agents: dict[str, bytes] | None = None
+        """Packages of the table's agents; None until the router brings them: the journal keeps no code."""
+        self._inbox: deque[tuple[str, Any, int, asyncio.Future[Any]]] = deque()
         self._inbox_bytes = 0
         self._wake = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at_us = 0
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._sending: set[int] = set()
-        self._outgoing: dict[int, dict[tuple[int, int, int], wire.Forward]] = {}
-        """By shard: outbox entries that are in the journal. Others must not leave: a crash would undo them here."""
         self.num_appends = self.num_records = self.num_messages = 0
         """Micro-batches, records in them, and messages to workers so far."""
         self._closed = False
-        self._reported: dict[str, int] = {}
-        self._report_timer: asyncio.TimerHandle | None = None
         self._retry_after_s = 0.1
+        self._recovered = asyncio.Event()
+        self._failure: FlockError | None = None
         super().__init__()
 
     def start(self) -> None:
-        """Begin to work; call once, on the loop that serves the shard."""
+        """Begin to work; call once, on the loop that serves the shard. With a store, recovery comes first."""
         self._spawn(self._run())
-        self._spawn(self._keep_permits())
+
+    async def ready(self) -> None:
+        """Wait until the shard has recovered.
+
+        Raises:
+            StoreCorruptError: It can't: what is stored can't be read.
+            StaleEpochError: Another process is this shard now.
+        """
+        await self._recovered.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    def _fail(self, failure: FlockError) -> None:
+        """Stop for good: every call, open or later, gets the reason."""
+        logger.error("shard %d stops: %s", self.index, failure)
+        self._failure, self._closed = failure, True
+        self._recovered.set()
+        while self._inbox:
+            future = self._inbox.popleft()[3]
+            if not future.done():
+                future.set_exception(failure)
 
     async def close(self) -> None:
         """Stop working; what was not answered is not accepted."""
@@ -103,14 +131,21 @@ class Shard(ShardReaders):
         for task in list(self._tasks):
             task.cancel()
         while self._inbox:
-            _, _, future = self._inbox.popleft()
+            future = self._inbox.popleft()[3]
             if not future.done():
                 future.cancel()
+        if self._keeper is not None:
+            await self._keeper.close()
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and self._failure is not None:
+            task.exception()  # it failed because the shard did, which has been said
 
     # -- calls from edges, workers, other shards and the router --------------------------------
 
@@ -136,7 +171,8 @@ class Shard(ShardReaders):
 
     async def table(self) -> tuple[int, dict[str, bytes]]:
         """Return the version in force and the definitions of all agents."""
-        return self.core.table.version, self._agents
+        await self.ready()
+        return self.core.table.version, self._agents or {}
 
     async def flush_batches(self) -> int:
         """Run partial batches now; returns how many."""
@@ -159,10 +195,13 @@ class Shard(ShardReaders):
 
     def _enqueue(self, kind: str, subject: Any, size: int) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if self._failure is not None:
+            future.set_exception(self._failure)
+            return future
         if kind == "publish" and (refusal := self._refusal()):
             future.set_result(wire.encode(refusal))
             return future
-        self._inbox.append((kind, subject, future))
+        self._inbox.append((kind, subject, size, future))
         self._inbox_bytes += size
         self._wake.set()
         return future
@@ -170,6 +209,8 @@ class Shard(ShardReaders):
     def _refusal(self) -> wire.PublishReply | None:
         if self._closed:
             return wire.PublishReply("closed")
+        if self._keeper is not None and self._keeper.down_since is not None:
+            return wire.PublishReply("unavailable", retry_after_s=self._retry_after_s)
         # What waits in the inbox counts as if it were small artifacts that start one activation each.
         full = (
             self.core.num_open + self._inbox_bytes // SMALL_POSTING_BYTES >= self._settings.max_open
@@ -180,27 +221,93 @@ class Shard(ShardReaders):
     # -- the loop ------------------------------------------------------------------------------
 
     async def _run(self) -> None:
+        try:
+            if self._keeper is not None:
+                await self._keeper.recover()
+                self.core.events.note(self._now_us(), "shard.recovered", detail=f"epoch {self._keeper.epoch}")
+                self._wake.set()
+            self._recovered.set()
+            self._spawn(self._keep_permits())
+            while not self._closed:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._turn()
+        except FlockError as failure:
+            self._fail(failure)
+
+    def _now_us(self) -> int:
         core = self.core
-        while not self._closed:
-            await self._wake.wait()
-            self._wake.clear()
-            box, self._inbox = self._inbox, deque()
-            self._inbox_bytes = 0
-            now_us = self._clock.now_us()
-            due = core.next_timer_us()
-            if due is not None and due <= now_us:
-                core.tick(now_us)
-            answers = [(future, self._answer(kind, subject, now_us)) for kind, subject, future in box]
-            core.settle_local_forwards(now_us)
-            await self._append()
-            for future, answer in answers:
-                if future.done():
-                    continue
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
-                else:
-                    future.set_result(answer)
-            self._after_append(now_us)
+        core.clock_us = max(core.clock_us, self._clock.now_us())
+        return core.clock_us
+
+    async def _turn(self) -> None:
+        """Apply what has queued, append it once, and only then answer, send and wake."""
+        core, keeper = self.core, self._keeper
+        box = self._take_box()
+        now_us = self._now_us()
+        if keeper is not None:
+            await self._look_up(keeper, box, now_us)
+            for query in [subject for kind, subject, _, _ in box if kind == "count"]:
+                await keeper.start_count(query)
+        due = core.next_timer_us()
+        if due is not None and due <= now_us:
+            core.tick(now_us)
+        answers = [(future, self._answer(kind, subject, now_us)) for kind, subject, _, future in box]
+        core.settle_local_forwards(now_us)
+        try:
+            await self._append(now_us)
+        except FlockError as failure:
+            self._give([(future, failure) for future, _ in answers])
+            raise
+        self._give(answers)
+        self._after_append(now_us)
+
+    @staticmethod
+    def _give(answers: list[tuple[asyncio.Future[Any], Any]]) -> None:
+        for future, answer in answers:
+            if future.done():
+                continue
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+    def _take_box(self) -> list[tuple[str, Any, int, asyncio.Future[Any]]]:
+        """Take from the inbox what fits into one micro-batch, decoded where that is still to do."""
+        box: list[tuple[str, Any, int, asyncio.Future[Any]]] = []
+        taken = 0
+        while self._inbox and taken < MAX_BATCH_BYTES:
+            kind, subject, size, future = self._inbox.popleft()
+            taken += size
+            try:
+                decode = _DECODERS.get(kind)
+                if decode is not None:
+                    subject = decode(subject)
+            except Exception as error:  # hostile or of another version: it must not stop the others
+                future.set_exception(error)
+                continue
+            box.append((kind, subject, size, future))
+        self._inbox_bytes -= taken
+        if self._inbox:
+            self._wake.set()
+        return box
+
+    async def _look_up(self, keeper: Keeper, box: list[Any], now_us: int) -> None:
+        """Have at hand what the batch refers to and memory no longer has."""
+        postings: list[wire.Posting] = []
+        made: list[wire.Posting] = []
+        workflows: set[str] = set()
+        for kind, subject, _, _ in box:
+            if kind == "publish":
+                postings += subject.postings
+            elif kind == "forward":
+                made += [f.posting for f in subject.forwards if f.kind == "publish" and f.posting]
+            elif kind == "complete":
+                made += [posting for completion in subject.completions for posting in completion.outputs]
+            elif kind == "cancel":
+                workflows.add(subject)
+        if postings or made or workflows:
+            await keeper.look_up(postings, made, workflows, now_us)
 
     def _answer(self, kind: str, subject: Any, now_us: int) -> Any:
         """Apply a command; one that can't even be read must not stop the others."""
@@ -211,23 +318,20 @@ class Shard(ShardReaders):
             self.core.events.note(now_us, "command.failed", detail=f"{kind}: {type(error).__name__}: {error}")
             return error
 
-    async def _append(self) -> None:
-        """Append what was accepted; while the store is down nothing is answered and nothing is sent."""
-        while self.core.records:
-            records, self.core.records = self.core.records, []
+    async def _append(self, now_us: int) -> None:
+        """Make what was accepted durable; while the store is down nothing is answered and nothing is sent."""
+        if self.core.records:
             self.num_appends += 1
-            self.num_records += len(records)
-            delay_s = 0.05
-            while True:
-                try:
-                    await self._journal.append(records)
-                    break
-                except StoreUnavailableError:
-                    await asyncio.sleep(delay_s)
-                    delay_s = min(2.0, delay_s * 2)
+            self.num_records += len(self.core.records)
+            if self._keeper is None:
+                self.core.records.clear()
+            else:
+                await self._keeper.append(now_us)
 
     def _after_append(self, now_us: int) -> None:
         core = self.core
+        if self._keeper is not None:
+            self._keeper.step(self._spawn, self._wake.set)
         self._dispatch(now_us)
         if core.cancels:
             self._send_cancels()
@@ -246,9 +350,16 @@ class Shard(ShardReaders):
             return wire.encode(self._apply_forward(subject, now_us))
         if kind == "install":
             table, agents = subject
-            if self.core.install(wire.decode_table(table), now_us):
+            new = wire.decode_table(table)
+            if self.core.install(new, now_us) or new.version == self.core.table.version:
                 self._agents = agents
             return self.core.table.version
+        if kind in ("sync", "count"):
+            return None
+        if kind == "acked":
+            for ack in subject:
+                self.core.forward_acked(*ack)
+            return None
         if kind == "flush":
             return self.core.flush_batches(now_us)
         if kind == "grants":
@@ -259,8 +370,7 @@ class Shard(ShardReaders):
             return self.core.worker_lost(subject, now_us)
         return self.core.cancel(subject, now_us)
 
-    def _apply_publish(self, blob: bytes, now_us: int) -> wire.PublishReply:
-        batch = wire.decode_publish(blob)
+    def _apply_publish(self, batch: wire.PublishBatch, now_us: int) -> wire.PublishReply:
         version = self.core.table.version
         if batch.table_version != version:
             return wire.PublishReply(
@@ -271,8 +381,7 @@ class Shard(ShardReaders):
             "ok", bytes([publish(posting, now_us) for posting in batch.postings]), version
         )
 
-    def _apply_complete(self, blob: bytes, now_us: int) -> wire.CompleteReply:
-        batch = wire.decode_complete(blob)
+    def _apply_complete(self, batch: wire.CompleteBatch, now_us: int) -> wire.CompleteReply:
         version = self.core.table.version
         if batch.table_version != version:
             return wire.CompleteReply(
@@ -283,8 +392,7 @@ class Shard(ShardReaders):
             complete(completion, now_us)
         return wire.CompleteReply("ok", version)
 
-    def _apply_forward(self, blob: bytes, now_us: int) -> wire.ForwardReply:
-        batch = wire.decode_forward(blob)
+    def _apply_forward(self, batch: wire.ForwardBatch, now_us: int) -> wire.ForwardReply:
         if batch.table_version > self.core.table.version:
             return wire.ForwardReply("stale_shard")
         acks = []
@@ -294,149 +402,8 @@ class Shard(ShardReaders):
             acks.append((forward.source, forward.target, forward.seq))
         return wire.ForwardReply("ok", acks)
 
-    # -- effects -------------------------------------------------------------------------------
-
-    def _dispatch(self, now_us: int) -> None:
-        core = self.core
-        for worker, tasks in core.dispatch.take(now_us, core.table.version).items():
-            for part in parts(tasks, [_payload_bytes(task) for task in tasks]):
-                self.num_messages += 1
-                self._spawn(self._hand_over(worker, wire.RunBatch(self.index, part, core.table.version)))
-
-    async def _hand_over(self, worker: str, batch: wire.RunBatch) -> None:
-        try:
-            taken = await self._peers.worker(worker).run(wire.encode(batch))
-        except Exception as error:
-            if isinstance(error, PeerGoneError) and not error.final:
-                # It may run them or not; the router finds out whether it is dead. No crash is counted.
-                await asyncio.sleep(0.1)
-                await self._enqueue("returned", batch, 0)
-                return
-            if not isinstance(error, PeerGoneError):
-                logger.exception("shard %d: worker %s refused tasks", self.index, worker)
-            await self._enqueue("lost", worker, 0)
-            return
-        if not taken:
-            await self._enqueue("returned", batch, 0)
-
-    def _send_cancels(self) -> None:
-        cancels, self.core.cancels = self.core.cancels, []
-        by_worker: dict[str, list[bytes]] = {}
-        for worker, activation in cancels:
-            by_worker.setdefault(worker, []).append(activation)
-        for worker, ids in by_worker.items():
-            self._spawn(self._cancel_at(worker, ids))
-
-    async def _cancel_at(self, worker: str, ids: list[bytes]) -> None:
-        with contextlib.suppress(PeerGoneError):  # then there is nothing left to stop
-            await self._peers.worker(worker).cancel(ids)
-
-    def _send_forwards(self) -> None:
-        forwards, self.core.remote_forwards = self.core.remote_forwards, []
-        for forward in forwards:
-            shard = forward.target % self._num_shards
-            key = (forward.source, forward.target, forward.seq)
-            self._outgoing.setdefault(shard, {})[key] = forward
-            if shard not in self._sending:
-                self._sending.add(shard)
-                self._spawn(self._forward_to(shard))
-
-    async def _forward_to(self, shard: int) -> None:
-        """Send what is for one shard until it has all: one batch at a time keeps the order."""
-        outgoing = self._outgoing[shard]
-        try:
-            while pending := list(islice(outgoing.values(), 1000)):
-                batch = wire.ForwardBatch(self.index, pending, self.core.table.version)
-                try:
-                    reply = wire.decode_forward_reply(
-                        await self._peers.shard(shard).forward(wire.encode(batch))
-                    )
-                except PeerGoneError:
-                    reply = wire.ForwardReply("closed")
-                if reply.status == "ok" and reply.acks:
-                    for ack in reply.acks:
-                        outgoing.pop(ack, None)
-                        self.core.forward_acked(*ack)
-                    self._wake.set()
-                else:
-                    await asyncio.sleep(0.05)
-        finally:
-            self._sending.discard(shard)
-
-    def _set_timer(self, now_us: int) -> None:
-        due = self.core.next_timer_us()
-        if due is None or (self._timer is not None and self._timer_at_us <= due):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at_us = due
-        self._timer = asyncio.get_running_loop().call_later(max(0, due - now_us) / 1e6, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self._wake.set()
-
-    # -- permits -------------------------------------------------------------------------------
-
-    def _make_report(self) -> wire.ShardReport:
-        dispatch = self.core.dispatch
-        running = dispatch.running()
-        demand = [
-            wire.AgentDemand(name, queue.count, running.pop(name, 0), queue.oldest_us() or 0)
-            for name, queue in dispatch.ready.items()
-            if queue.count or name in running
-        ]
-        demand += [wire.AgentDemand(name, 0, count) for name, count in running.items()]
-        return wire.ShardReport(
-            self.index,
-            self.core.table.version,
-            self._clock.now_us(),
-            demand,
-            tuple(sorted(dispatch.workers())),
-        )
-
-    def _report_demand(self) -> None:
-        """Tell the router when work starts or stops to wait, or much more or less of it does; throttled."""
-        if self._report_timer is None and self._demand_changed():
-            delay = self._settings.report_every_s
-            self._report_timer = asyncio.get_running_loop().call_later(delay, self._on_report_timer)
-
-    def _demand_changed(self) -> bool:
-        reported = self._reported
-        for name, queue in self.core.dispatch.ready.items():
-            before, now = reported.get(name, 0), queue.count
-            if now > 2 * before or 2 * now < before:
-                return True
-        return False
-
-    def _on_report_timer(self) -> None:
-        self._report_timer = None
-        if not self._closed and self._demand_changed():
-            self._reported = {name: queue.count for name, queue in self.core.dispatch.ready.items()}
-            self._spawn(self._tell_demand())
-
-    async def _tell_demand(self) -> None:
-        with contextlib.suppress(PeerGoneError):  # the next exchange carries the same report
-            await self._peers.router().demand(wire.encode(self._make_report()))
-
-    async def _keep_permits(self) -> None:
-        """Hold one long call to the router, which answers with permits; its end is how they arrive."""
-        while not self._closed:
-            try:
-                blob = await self._peers.router().exchange(wire.encode(self._make_report()))
-            except PeerGoneError:
-                self.core.dispatch.forget_grants()
-                await asyncio.sleep(0.1)
-                continue
-            await self._enqueue("grants", blob, 0)
-
     def _apply_grants(self, blob: bytes, now_us: int) -> None:
         batch = wire.decode_grants(blob)
         for worker in batch.lost:
             self.core.worker_lost(worker, now_us)
         self.core.dispatch.grant(batch, now_us)
-
-
-def _payload_bytes(task: wire.Task) -> int:
-    inputs = task.inputs
-    return len(inputs[0].payload) if len(inputs) == 1 else sum(len(e.payload) for e in inputs)

@@ -200,6 +200,10 @@ class Worker:
                 self._switch(table, agents, changed)
         return self._edge.table.version
 
+    async def packages(self) -> tuple[int, dict[str, bytes]]:
+        """Return the version of the table that this worker has, and its agents' packages."""
+        return self._edge.table.version, self._packages
+
     async def check(self, agents: dict[str, bytes]) -> None:
         """Try to load agents without keeping them.
 

@@ -23,7 +23,7 @@ from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.status import ArtifactFate, WorkflowPart
 from flock_ray.deployment import package
 from flock_ray.edge import Edge
-from flock_ray.errors import BackpressureError, BoardClosedError, StoreUnavailableError
+from flock_ray.errors import BackpressureError, BoardClosedError, FlockError, StoreUnavailableError
 from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, ShardLink
 
 MAX_OUTSTANDING = 4
@@ -96,6 +96,7 @@ class Board:
         self._mine: dict[str, AgentDefinition] = {}
         self.edge = Edge(MatchTable(0, (), registry), registry, max_payload_bytes=max_payload_bytes)
         self.closed = False
+        self._attending: asyncio.Task[None] | None = None
 
     @property
     def num_shards(self) -> int:
@@ -128,6 +129,31 @@ class Board:
         version, blobs = await self._deploy([wire.encode(p) for p in packages], replace)
         self._mine = {definition.name: definition for definition in definitions}
         self._compile(version, blobs)
+        if self._attending is None:
+            self._attending = asyncio.ensure_future(self._attend())
+
+    async def _attend(self) -> None:
+        """Deploy again when there is a new router: it may know nothing of the agents' code."""
+        known = ""
+        while not self.closed:
+            try:
+                router = await self._links.router.attend(known)
+            except PeerGoneError as gone:
+                if gone.final:
+                    return
+                await asyncio.sleep(0.5)
+                continue
+            if known:
+                packages = [package(d, self._registry, self._codec, self._owner) for d in self._mine.values()]
+                with contextlib.suppress(FlockError):  # whoever publishes next hears of it
+                    self._compile(*await self._deploy([wire.encode(p) for p in packages], False))
+            known = router
+
+    def let_go(self) -> None:
+        """Stop attending; safe to repeat."""
+        self.closed = True
+        if self._attending is not None:
+            self._attending.cancel()
 
     async def _deploy(self, packages: list[bytes], replace: bool) -> tuple[int, dict[str, bytes]]:
         """Deploy; a router that restarts meanwhile is asked again."""

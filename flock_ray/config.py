@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from flock_ray.errors import ConfigurationError
@@ -35,8 +35,10 @@ class FlockSettings(BaseSettings):
     """Default language model of agents without an engine."""
     namespace: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,100}$")
     """Name of the board; None: a board of this Flock's own."""
-    shards: int = Field(default=1, ge=1, le=256)
-    """Shard actors of a new board."""
+    persistence: SecretStr | None = None
+    """Where the board is kept, as a URL: `sqlite:///dir`, `redis://...`, `postgresql://...`; None: in memory."""
+    shards: int | None = Field(default=None, ge=1, le=256)
+    """Shard actors of a new board; None: 1, or what a stored board has."""
     detached: bool = False
     """Whether the board goes on without its driver."""
     max_agent_iterations: int = Field(default=1000, ge=1)

@@ -55,6 +55,7 @@ class Edge:
         via: tuple[str, ...] = (),
         not_before_us: int = 0,
         idempotent: bool = False,
+        fresh: int = 0,
     ) -> Posting:
         """Make an artifact of a model and decide who gets it.
 
@@ -73,6 +74,7 @@ class Edge:
             via: Agents among its ancestors.
             not_before_us: Earliest delivery; 0 is at once.
             idempotent: The id comes from an idempotency key.
+            fresh: `wire.FRESH_ID` and `wire.FRESH_WORKFLOW`, for what was drawn at random.
 
         Raises:
             UnknownTypeError: The model's class is not registered.
@@ -98,7 +100,7 @@ class Edge:
         )
         matched = self.table.match(envelope, model, not_before_us)
         return Posting(
-            envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us
+            envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us, fresh
         )
 
     def output(

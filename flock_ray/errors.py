@@ -12,7 +12,8 @@ FlockError                     code, retryable, http_status are class data; surv
 |  |                           OutputContractError  NoEngineError
 |  `- ModelError               RateLimitError (retry_after_s)
 |- CapacityError               PoolSaturatedError  BackpressureError (all with retry_after_s)
-|- StoreError                  StoreUnavailableError  StaleEpochError  LeaseLostError
+|- StoreError                  StoreUnavailableError  StaleEpochError  StoreCorruptError
+|                              LeaseLostError
 |- ApprovalError               ApprovalDeniedError  ApprovalExpiredError
 |- AccessError                 UnauthenticatedError  ForbiddenError
 |- BoardClosedError
@@ -59,6 +60,7 @@ __all__ = [
     "RateLimitError",
     "RoutingError",
     "StaleEpochError",
+    "StoreCorruptError",
     "StoreError",
     "StoreUnavailableError",
     "TypeRegistrationError",
@@ -361,6 +363,13 @@ class StaleEpochError(StoreError):
     code = "stale_epoch"
     http_status = 409
     text = "Another writer owns these slots. Stop this one, and refresh the slot map to reach the owner."
+
+
+class StoreCorruptError(StoreError):
+    """What is stored was damaged, or is not what this program wrote; nothing was changed."""
+
+    code = "store_corrupt"
+    text = "The store holds damaged data. Restore it from a backup; nothing was overwritten."
 
 
 class LeaseLostError(StoreError):

@@ -27,6 +27,7 @@ from flock_ray.errors import (
     WaitTimeoutError,
 )
 from flock_ray.opening import Opened, open_on_ray
+from flock_ray.persistence import persistence_from_url
 from flock_ray.publishing import Publisher, item_key, new_workflow
 from flock_ray.reading import BoardReading
 from flock_ray.store import BoardStore
@@ -34,6 +35,7 @@ from flock_ray.store import BoardStore
 if TYPE_CHECKING:
     from flock_ray.board import Board
     from flock_ray.core.visibility import Visibility
+    from flock_ray.ports import Persistence
 
 __all__ = ["Flock"]
 
@@ -53,6 +55,8 @@ class Flock(BoardReading):
         model: str | None = None,
         *,
         namespace: str | None = None,
+        persistence: Persistence | None = None,
+        store: Persistence | None = None,
         shards: int | None = None,
         detached: bool | None = None,
         ray: RayConfig | None = None,
@@ -71,7 +75,10 @@ class Flock(BoardReading):
         Args:
             model: Default language model of agents without an engine.
             namespace: Name of the board; another Flock with the same one joins it. None: a board of its own.
-            shards: Shard actors of a new board, 1-256; None is 1.
+            persistence: Where the board is kept: `SQLitePersistence`, `RedisPersistence`, `PostgresPersistence`;
+                None: `FLOCK_PERSISTENCE` (a URL), and without it in memory.
+            store: Upstream's name for `persistence`.
+            shards: Shard actors of a new board, 1-256; None is 1, or what a stored board has.
             detached: Whether the board goes on without this process; asks for a namespace.
             ray: How to reach Ray; None: the environment decides, and without it a local Ray is started.
             max_agent_iterations: Runs of one agent on its own descendants, per workflow, before the loop is
@@ -96,6 +103,12 @@ class Flock(BoardReading):
         )  # fmt: skip
         if self._settings.detached and self._settings.namespace is None:
             raise ConfigurationError('A detached board needs a name to be found by: Flock(namespace="...").')
+        if persistence is not None and store is not None:
+            raise ConfigurationError("persistence= and store= are the same: give one of them.")
+        self.persistence: Persistence | None = persistence or store
+        """Where the board is kept; None: in memory."""
+        if self.persistence is None and self._settings.persistence is not None:
+            self.persistence = persistence_from_url(self._settings.persistence.get_secret_value())
         self.model = self._settings.model
         self.max_agent_iterations = self._settings.max_agent_iterations
         self.no_output = no_output
@@ -162,7 +175,9 @@ class Flock(BoardReading):
         return self
 
     async def _open(self) -> Opened:
-        return await open_on_ray(self._settings, self._ray, self._registry, no_output=self.no_output)
+        return await open_on_ray(
+            self._settings, self._ray, self._registry, persistence=self.persistence, no_output=self.no_output
+        )
 
     async def _ready(self) -> Opened:
         if self._closed:
@@ -203,7 +218,7 @@ class Flock(BoardReading):
             await opened.board.wait_idle(timeout_s=5.0)
         self._closed = True
         if opened is not None:
-            opened.board.closed = True
+            opened.board.let_go()
             await opened.close(end_board)
 
     async def __aenter__(self) -> Self:

@@ -16,10 +16,14 @@ from flock_ray.deployment import CloudpickleCodec
 if TYPE_CHECKING:
     from flock_ray.config import FlockSettings, RayConfig
     from flock_ray.core.registry import TypeRegistry
+    from flock_ray.ports import Persistence
 
 logger = logging.getLogger("flock_ray")
 
 INLINE_BYTES = 1_000_000
+
+DEFAULT_BOARD = "default"
+"""Name of a board that is kept somewhere and was given none."""
 
 
 @dataclass(slots=True)
@@ -34,7 +38,12 @@ class Opened:
 
 
 async def open_on_ray(
-    settings: FlockSettings, ray_config: RayConfig, registry: TypeRegistry, *, no_output: bool = False
+    settings: FlockSettings,
+    ray_config: RayConfig,
+    registry: TypeRegistry,
+    *,
+    persistence: Persistence | None = None,
+    no_output: bool = False,
 ) -> Opened:
     """Join or start Ray, join or create the board, and say what it keeps unless `no_output`."""
     import asyncio
@@ -48,13 +57,18 @@ async def open_on_ray(
     from flock_ray.actors.processes import BoardPlan
     from flock_ray.actors.shard import ShardSettings
 
+    private = f"default-{uuid.uuid4().hex[:12]}"
+    namespace = settings.namespace or (private if persistence is None else DEFAULT_BOARD)
+    num_shards = settings.shards or 1
+    if persistence is not None:  # first: what is wrong here is said before anything starts
+        num_shards = await persistence.prepare(namespace, settings.shards)
     # In this thread: Ray installs signal handlers, which only the main thread may.
     ensure_ray(ray_config)
     cpus = cluster_cpus()
-    per_shard = None if settings.max_artifacts is None else max(1, settings.max_artifacts // settings.shards)
+    per_shard = None if settings.max_artifacts is None else max(1, settings.max_artifacts // num_shards)
     plan = BoardPlan(
-        namespace=settings.namespace or f"default-{uuid.uuid4().hex[:12]}",
-        num_shards=settings.shards,
+        namespace=namespace,
+        num_shards=num_shards,
         detached=settings.detached,
         shard=ShardSettings(max_artifacts=per_shard, max_open=settings.max_open),
         router=RouterSettings(
@@ -62,6 +76,7 @@ async def open_on_ray(
             heartbeat_deadline_s=settings.heartbeat_deadline.total_seconds(),
         ),
         max_payload_bytes=settings.max_payload_bytes,
+        persistence=persistence,
     )
     opened = await open_board(plan)
     board = Board(
@@ -83,5 +98,11 @@ async def open_on_ray(
 
     if not no_output:
         kind = "a board of this process" if owns else f"board {plan.namespace!r}"
-        logger.warning("flock_ray: %s, in memory: nothing survives the loss of its shards", kind)
+        kept = opened.plan.persistence
+        promise = (
+            "in memory: nothing survives the loss of its shards" if kept is None else f"kept in {kept!r}"
+        )
+        logger.warning("flock_ray: %s, %s", kind, promise)
+        for warning in [] if kept is None else kept.warnings():
+            logger.warning("flock_ray: %s", warning)
     return Opened(board, close, owns)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Collection, Sequence
+from typing import Protocol, runtime_checkable
 
 from flock_ray.core.definition import AgentDefinition
-from flock_ray.core.records import Record
+from flock_ray.core.rows import (
+    ActivationRow,
+    ArtifactQuery,
+    Loaded,
+    Snapshot,
+    StoreBatch,
+    Summary,
+    WorkflowRow,
+)
+from flock_ray.core.wire import Envelope
 
-__all__ = ["Clock", "DefinitionCodec", "Journal", "PeerGoneError", "Peers", "RouterLink", "ShardLink", "Spawner",
-           "WorkerLink"]  # fmt: skip
+__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "PeerGoneError", "Peers", "Persistence",
+           "RouterLink", "ShardLink", "ShardStore", "Spawner", "WorkerLink"]  # fmt: skip
 
 
 class PeerGoneError(Exception):
@@ -30,18 +39,167 @@ class Clock(Protocol):
 
 
 class Journal(Protocol):
-    """The ordered, append-only record of a shard's decisions."""
+    """The ordered, append-only record of one shard's decisions, and the single right to write it.
+
+    Every call raises StoreUnavailableError while the store can't be reached, and is safe to repeat then.
+    """
 
     mode: str
-    """Name of the durability: `memory` keeps nothing beyond the process."""
+    """Name of the durability: `memory`, `sqlite`, `redis` or `postgres`."""
 
-    async def append(self, records: Sequence[Record]) -> None:
-        """Make records durable, all or none, in order.
+    async def acquire(self) -> int:
+        """Become the writer of the shard's slots, and fence whoever was: returns the new epoch, above all former ones.
 
         Raises:
-            StoreUnavailableError: Nothing is known to be written; retryable with the same records.
-            StaleEpochError: Another shard owns the slots now; final.
+            StoreCorruptError: What is stored is not a journal that this version can read.
         """
+        ...
+
+    async def load(self) -> Loaded:
+        """Return snapshots and the frames behind them.
+
+        Raises:
+            StaleEpochError: Another writer has acquired the slots since; final.
+            StoreCorruptError: A checksum does not fit, or a batch is missing; says where. Nothing is changed.
+        """
+        ...
+
+    async def append(self, batch: StoreBatch) -> None:
+        """Make a batch durable, all or nothing; a batch that is there already (same epoch and lsn) is left as it is.
+
+        Raises:
+            StoreUnavailableError: It may be written or not; append the same batch again.
+            StaleEpochError: Another writer has acquired the slots; final, nothing was written.
+        """
+        ...
+
+    async def save_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
+        """Replace the snapshots of these slots; one older than what is stored is ignored: it was late.
+
+        Raises:
+            StaleEpochError: Another writer has acquired the slots; nothing was written.
+        """
+        ...
+
+    async def truncate(self, lsn: int) -> None:
+        """Drop the frames up to and including `lsn`; rows stay.
+
+        Raises:
+            StaleEpochError: Another writer has acquired the slots; nothing was dropped.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and files; safe to repeat."""
+        ...
+
+
+class ArtifactIndex(Protocol):
+    """Questions about what a shard has made durable. Answered from indexes, never by reading everything."""
+
+    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+        """Return payloads by artifact id; unknown ids are left out.
+
+        Raises:
+            StoreCorruptError: A payload does not fit its checksum; names the artifact.
+        """
+        ...
+
+    async def get(self, ids: Collection[bytes]) -> list[tuple[int, Envelope]]:
+        """Return (feed position, artifact) of those that are known, in any order."""
+        ...
+
+    async def recent_ids(self, limit: int) -> list[bytes]:
+        """Return the ids of the newest artifacts, the oldest of them first."""
+        ...
+
+    async def read(self, query: ArtifactQuery, after: int, limit: int) -> list[tuple[int, Envelope]]:
+        """Return the first artifacts behind a feed position that the query selects, by position."""
+        ...
+
+    async def page(self, query: ArtifactQuery, limit: int, offset: int) -> list[tuple[int, Envelope]]:
+        """Return artifacts that the query selects by (creation time, id); a limit of 0 is all of them."""
+        ...
+
+    async def count(self, query: ArtifactQuery) -> int:
+        """Return how many artifacts the query selects."""
+        ...
+
+    async def summarize(self, query: ArtifactQuery) -> Summary:
+        """Count what the query selects by type, producer, visibility kind and tag."""
+        ...
+
+    async def workflows(self, ids: Collection[str]) -> list[WorkflowRow]:
+        """Return what is known of workflows, one row per slot that has one."""
+        ...
+
+    async def activations(self, workflow: str, limit: int) -> list[ActivationRow]:
+        """Return activations of a workflow that ended, the oldest first."""
+        ...
+
+    async def consumptions(self, ids: Collection[bytes]) -> list[ActivationRow]:
+        """Return the activations that had one of these artifacts among their inputs, the oldest first."""
+        ...
+
+    async def settled_before(self, before_us: int, limit: int) -> list[WorkflowRow]:
+        """Return workflows that settled and were not touched since a time, the longest ago first."""
+        ...
+
+    async def remove_workflows(self, workflows: Sequence[tuple[int, str]]) -> int:
+        """Delete workflows, given by (slot, id), with artifacts and activations; one that is not settled stays.
+
+        Returns:
+            How many artifacts went. The audit log keeps what it says.
+
+        Raises:
+            StaleEpochError: Another writer has acquired the slots; nothing was deleted.
+        """
+        ...
+
+    async def erase(self, ids: Collection[bytes]) -> int:
+        """Replace payloads by `core.rows.ERASED` for good; envelopes stay. Returns how many there were.
+
+        Raises:
+            StaleEpochError: Another writer has acquired the slots; nothing was erased.
+        """
+        ...
+
+
+class ShardStore(Journal, ArtifactIndex, Protocol):
+    """Where one shard keeps everything."""
+
+
+@runtime_checkable
+class Persistence(Protocol):
+    """Where a board is kept: the object that users give to `Flock(persistence=...)`. Pickles; repr shows no secret."""
+
+    @property
+    def mode(self) -> str:
+        """Name of the durability: `memory`, `sqlite`, `redis` or `postgres`."""
+        ...
+
+    async def prepare(self, board: str, num_shards: int | None) -> int:
+        """Create what a new board needs, bring an old one up to this version, and return its number of shards.
+
+        Safe to call from several processes at once, and while shards run.
+
+        Args:
+            board: Name of the board (its namespace).
+            num_shards: What the user asked for; None: what the stored board has, 1 for a new one.
+
+        Raises:
+            ConfigurationError: It can't be reached with these settings, lacks rights, was written by a newer
+                version, or has another number of shards. One sentence that says what to do.
+            StoreUnavailableError: It does not answer now; retryable.
+        """
+        ...
+
+    def store(self, board: str, shard: int, slots: Collection[int]) -> ShardStore:
+        """Return the store of one shard; connects at the first call."""
+        ...
+
+    def warnings(self) -> list[str]:
+        """Return sentences about what could be lost that `prepare` found out; empty when nothing."""
         ...
 
 
@@ -108,6 +266,10 @@ class WorkerLink(Protocol):
         """Bring the agents' packages; the worker runs those of its pool."""
         ...
 
+    def packages(self) -> Awaitable[tuple[int, dict[str, bytes]]]:
+        """Ask for the version of the worker's table and its agents' packages."""
+        ...
+
     def watch(self, wait_s: float) -> Awaitable[bytes]:
         """Answer with a WorkerLoad after a while: the heartbeat."""
         ...
@@ -130,6 +292,10 @@ class RouterLink(Protocol):
 
     def deploy(self, packages: list[bytes], replace: bool) -> Awaitable[tuple[int, dict[str, bytes]]]:
         """Add or change agents (AgentPackages); answers with the version in force and every agent of the board."""
+        ...
+
+    def attend(self, known: str) -> Awaitable[str]:
+        """Ask for the router's id; answers once it is another than the one that is known."""
         ...
 
     def attach(self, worker: str, version: int) -> Awaitable[None]:

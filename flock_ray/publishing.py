@@ -14,7 +14,7 @@ from flock_ray.artifact import Artifact
 from flock_ray.core.ids import derive_id
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.visibility import PublicVisibility, Visibility
-from flock_ray.core.wire import Posting
+from flock_ray.core.wire import FRESH_ID, FRESH_WORKFLOW, Posting
 from flock_ray.edge import Edge
 from flock_ray.errors import ArtifactSchemaError, ConfigurationError
 from flock_ray.ports import Clock
@@ -57,6 +57,7 @@ class Publisher:
         idempotency_key = _text("idempotency_key", idempotency_key)
         not_before_us = 0 if delay is None else _not_before_us(delay, now_us)
         artifact_id = uuid.uuid4().bytes
+        given_id = idempotency_key is not None or isinstance(obj, Artifact)
         parents: tuple[bytes, ...] = ()
         if isinstance(obj, Artifact):
             model = self._load(obj.type, obj.envelope.payload, obj.version)
@@ -92,6 +93,7 @@ class Publisher:
             priority=priority,
             not_before_us=not_before_us,
             idempotent=idempotency_key is not None,
+            fresh=(0 if given_id else FRESH_ID) | (0 if given_id or correlation_id else FRESH_WORKFLOW),
         )
 
     def _from_dict(self, obj: Mapping[str, Any]) -> BaseModel:

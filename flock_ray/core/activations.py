@@ -8,6 +8,7 @@ from heapq import heappush
 import msgspec
 
 from flock_ray.core import gates
+from flock_ray.core.changes import Changes
 from flock_ray.core.dispatch import Dispatcher
 from flock_ray.core.events import EventLog
 from flock_ray.core.ids import activation_id, output_id, single_activation_id, slot_of, workflow_id_for
@@ -15,8 +16,16 @@ from flock_ray.core.index import BoardIndex
 from flock_ray.core.records import Record
 from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
 from flock_ray.core.visibility import decode_visibility, encode_visibility, narrow
-from flock_ray.core.when_tree import WhenTree, decode_when, eval_when, watched_types
-from flock_ray.core.wire import AgentInfo, Envelope, Forward, Match, Posting, SubscriptionSpec, TableSpec
+from flock_ray.core.wire import (
+    AgentInfo,
+    Envelope,
+    ErrorInfo,
+    Forward,
+    Match,
+    Posting,
+    SubscriptionSpec,
+    TableSpec,
+)
 
 ERROR_POSITION = 2**31 - 1
 """Output position of the WorkflowError of an activation."""
@@ -25,14 +34,14 @@ ERROR_POSITION = 2**31 - 1
 class ActivationDesk:
     """Slots, workflows' counts, gates' firings and the outbox of one shard."""
 
-    def __init__(self, owned: Collection[int], *, max_artifacts: int | None) -> None:
+    def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:
         """Start with empty slots."""
+        self.changes = Changes() if durable else None
+        """Rows for the store; None on a memory board."""
         self.slots: dict[int, Slot] = {index: Slot(index) for index in owned}
         self.index = BoardIndex()
         self.events = EventLog()
-        self.dispatch = Dispatcher(
-            lambda a: self.slots[a.slot].open.get(a.id) is a, salt=min(owned, default=0)
-        )
+        self.dispatch = self._new_dispatcher()
         self.table = TableSpec(0, (), ())
         self.subscriptions: dict[str, SubscriptionSpec] = {}
         self.agents: dict[str, AgentInfo] = {}
@@ -52,7 +61,8 @@ class ActivationDesk:
         self.num_outbox = 0
         self.num_active = 0
         """Sum of all workflows' `open`."""
-        self.num_delayed = 0
+        self.clock_us = 0
+        """Time of the newest micro-batch: a journal's time never goes back, whatever the clock does."""
         self.activity = 0
         """Grows with every accepted artifact and every change of an open count."""
         self.quiet: list[Workflow] = []
@@ -61,8 +71,27 @@ class ActivationDesk:
         self._settled: dict[tuple[int, str], None] = {}
         self._wake: list[tuple[int, int]] = []
         self._timer_number = 0
-        self._conditions: dict[str, list[SubscriptionSpec]] = {}
-        self._when: dict[str, WhenTree] = {}
+
+    def adopt(self, slot: Slot) -> None:
+        """Count what a slot restored from its snapshot holds."""
+        self.num_open += len(slot.open)
+        self.num_outbox += len(slot.outbox)
+        self.num_active += sum(workflow.open for workflow in slot.workflows.values())
+        if slot.timers:
+            self._timer_number = max(self._timer_number, *(timer[1] for timer in slot.timers), 0)
+            heappush(self._wake, (slot.timers[0][0], slot.index))
+
+    def reset_dispatch(self, first_attempt: int) -> None:
+        """Make everything open ready, for nobody in particular; attempts are numbered above `first_attempt`."""
+        self.dispatch = self._new_dispatcher()
+        self.dispatch.first_attempt = first_attempt
+        for slot in self.slots.values():
+            for activation in slot.open.values():
+                activation.worker = activation.holding = None
+                self.dispatch.push(activation)
+
+    def _new_dispatcher(self) -> Dispatcher:
+        return Dispatcher(lambda a: self.slots[a.slot].open.get(a.id) is a, salt=min(self.slots, default=0))
 
     # -- workflows ----------------------------------------------------------------------------
 
@@ -71,12 +100,24 @@ class ActivationDesk:
         """True when nothing runs, is ready or travels: only time or a new input can change the board."""
         return not (self.num_open or self.num_outbox or self.num_active)
 
+    def _log(self, record: Record) -> None:
+        """Append a record of a command that was accepted, before it is applied."""
+        if self.changes is not None:
+            self.changes.heads.append(self.index.head)
+        self.records.append(record)
+
+    def _touch(self, workflow: Workflow) -> None:
+        if self.changes is not None:
+            self.changes.touch(workflow)
+
     def _shift(self, workflow: Workflow, open_: int, waiting: int, now_us: int) -> None:
         workflow.open += open_
         workflow.waiting += waiting
         workflow.updated_us = now_us
         self.num_active += open_
         self.activity += 1
+        if self.changes is not None:
+            self.changes.touch(workflow)
         if not workflow.open:
             self._maybe_settled(workflow)
 
@@ -87,20 +128,36 @@ class ActivationDesk:
         self.quiet.append(workflow)
         if self._max_artifacts is not None and workflow.settled:
             self._settled[workflow.slot, workflow.id] = None
-            if len(self.index) > self._max_artifacts:
-                self._evict(self._max_artifacts)
+            if self.changes is None:
+                self.evict()
 
-    def _evict(self, limit: int) -> None:
-        """Drop the oldest settled workflows until the limit holds; one that runs or waits stays."""
+    def evict(self) -> None:
+        """Let the oldest settled workflows leave memory until the limit holds; one that runs or waits stays.
+
+        With a store, between micro-batches only: what a batch refers to was looked up before it.
+        """
+        limit = self._max_artifacts
+        if limit is None:
+            return
         while len(self.index) > limit and self._settled:
             slot_index, workflow_id = key = next(iter(self._settled))
             del self._settled[key]
             workflow = self.slots[slot_index].workflows.get(workflow_id)
-            if workflow is None or not workflow.settled:
-                continue
-            for seq in workflow.seqs:
-                self.index.remove(seq)
-            del self.slots[slot_index].workflows[workflow_id]
+            if workflow is not None and workflow.settled and not _only_counts_loops(workflow):
+                self._drop(workflow)
+
+    def _drop(self, workflow: Workflow) -> None:
+        """Let a settled workflow leave memory; with a store it comes back when something new is for it."""
+        for seq in workflow.seqs:
+            self.index.remove(seq, keep_counts=self.changes is not None)
+        del self.slots[workflow.slot].workflows[workflow.id]
+
+    def drop_settled(self, slot: int) -> None:
+        """Let every settled workflow of a slot leave memory."""
+        for workflow in [w for w in self.slots[slot].workflows.values() if w.settled]:
+            self._settled.pop((slot, workflow.id), None)
+            if not _only_counts_loops(workflow):
+                self._drop(workflow)
 
     # -- activations --------------------------------------------------------------------------
 
@@ -187,6 +244,7 @@ class ActivationDesk:
         if workflow is None:
             workflow = slot.workflows[workflow_id] = Workflow(workflow_id, slot.index, now_us, now_us)
             self._maybe_settled(workflow)
+        self._touch(workflow)
         return workflow
 
     def _discharge(self, slot: Slot, activation: Activation, now_us: int) -> None:
@@ -204,6 +262,8 @@ class ActivationDesk:
         self.dispatch.release(activation)
         del slot.open[activation.id]
         self.num_open -= 1
+        if self.changes is not None:
+            self.changes.end(activation, now_us, "failed", error=ErrorInfo(error, message))
         self.events.note(now_us, "activation.failed", agent=activation.agent, activation_id=activation.id,
                          correlation_id=activation.correlation_id, detail=f"{error}: {message}")  # fmt: skip
         if activation.agent != MATCH_AGENT:
@@ -283,10 +343,7 @@ class ActivationDesk:
         self.dispatch.push(slot.open[key])
 
     def _accept(self, slot: Slot, posting: Posting, now_us: int) -> None:
-        raise NotImplementedError  # the upper half's: ShardCore
-
-    def _deliver(self, slot: Slot, workflow: Workflow, match: Match, envelope: Envelope, now_us: int) -> None:
-        raise NotImplementedError  # the upper half's: ShardCore
+        raise NotImplementedError  # DeliveryDesk's
 
     # -- what other slots hear ----------------------------------------------------------------
 
@@ -355,37 +412,10 @@ class ActivationDesk:
         heappush(slot.timers, (due_us, self._timer_number, kind, first, second))
         heappush(self._wake, (due_us, slot.index))
 
-    # -- activation conditions (When) ---------------------------------------------------------
 
-    def _index_conditions(self) -> None:
-        self._when = {s.id: decode_when(s.when) for s in self.table.subscriptions if s.when}
-        self._conditions = {}
-        for spec in self.table.subscriptions:
-            if spec.when:
-                for name in watched_types(self._when[spec.id]):
-                    self._conditions.setdefault(name, []).append(spec)
-
-    def _condition_holds(self, spec: SubscriptionSpec, workflow: Workflow) -> bool:
-        flags = {flag for sub, flag in workflow.flags or () if sub == spec.id}
-        return eval_when(self._when[spec.id], workflow.counts, flags)
-
-    def _recheck_conditions(self, slot: Slot, workflow: Workflow, posting: Posting, now_us: int) -> None:
-        """Release inputs whose `activation=` condition an artifact has made true."""
-        touched = {spec.id: spec for spec in self._conditions.get(posting.envelope.type, ())}
-        for signal in posting.signals:
-            if workflow.flags is None:
-                workflow.flags = set()
-            workflow.flags.add(signal)
-            spec = self.subscriptions.get(signal[0])
-            if spec is not None:
-                touched[spec.id] = spec
-        for spec in touched.values():
-            held = slot.held.get((spec.id, workflow.id))
-            if held and self._condition_holds(spec, workflow):
-                del slot.held[spec.id, workflow.id]
-                for envelope, match in held:
-                    workflow.waiting -= 1
-                    self._deliver(slot, workflow, match, envelope, now_us)
+def _only_counts_loops(workflow: Workflow) -> bool:
+    """A workflow of another slot, counted for a gate here. Nothing new comes for it, so nothing would bring it back."""
+    return bool(workflow.iterations) and not workflow.counts
 
 
 _UNMATCHED = Match("")

@@ -105,7 +105,8 @@ class Dispatcher:
     """Decides which ready activation goes to which worker."""
 
     __slots__ = (
-        "_agents", "_expires_us", "_grant_seq", "_hot", "_is_open", "_run_times", "_salt", "_solo", "leases", "ready"
+        "_agents", "_expires_us", "_hot", "_is_open", "_run_times", "_salt", "_solo", "first_attempt", "grant_seq",
+        "leases", "ready",
     )  # fmt: skip
 
     def __init__(self, is_open: Callable[[Activation], bool], *, salt: int = 0) -> None:
@@ -117,6 +118,8 @@ class Dispatcher:
         """
         self._is_open = is_open
         self._salt = salt
+        self.first_attempt = 0
+        """Attempts are numbered above this: a new epoch's above those of the former one."""
         self.ready: dict[str, ReadyQueue] = {}
         self.leases: dict[str, dict[bytes, Activation]] = {}
         """What each worker holds."""
@@ -124,7 +127,8 @@ class Dispatcher:
         self._hot: set[str] = set()
         self._run_times: dict[str, RunTime] = {}
         self._solo: set[str] = set()
-        self._grant_seq = 0
+        self.grant_seq = 0
+        """Number of the newest batch of permits; 0 before the first."""
         self._expires_us = 0
 
     def push(self, activation: Activation, *, front: bool = False) -> None:
@@ -137,9 +141,9 @@ class Dispatcher:
 
     def grant(self, batch: GrantBatch, now_us: int) -> bool:
         """Replace all permits by a newer batch; an older one that arrives late is ignored (False)."""
-        if batch.seq <= self._grant_seq:
+        if batch.seq <= self.grant_seq:
             return False
-        self._grant_seq = batch.seq
+        self.grant_seq = batch.seq
         self._expires_us = now_us + int(batch.ttl_s * 1_000_000)
         old = self._agents
         self._agents = {}
@@ -158,7 +162,7 @@ class Dispatcher:
 
     def forget_grants(self) -> None:
         """Start counting grant batches anew: the router that numbered them is a new one."""
-        self._grant_seq = 0
+        self.grant_seq = 0
 
     def permits_expired(self, now_us: int) -> bool:
         """Say whether the permits held are past their time to live."""
@@ -213,7 +217,7 @@ class Dispatcher:
                     queue.push(activation, front=True)
                     return
                 self._solo.add(worker)
-            activation.attempt += 1
+            activation.attempt = max(activation.attempt, self.first_attempt) + 1
             activation.worker = worker
             activation.holding = holding
             leases[activation.id] = activation

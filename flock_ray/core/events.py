@@ -48,6 +48,11 @@ class EventLog:
         """Position of the newest event; 0 before the first."""
         return self.base + len(self._entries) - 1
 
+    def begin_at(self, base: int) -> None:
+        """Forget everything and number what comes from `base`: the log of a new epoch."""
+        self._entries.clear()
+        self.base = base
+
     def published(self, at_us: int, envelope: Envelope) -> None:
         """Note that an artifact was accepted."""
         self._entries.append((at_us, "artifact.published", envelope, None))

@@ -22,6 +22,11 @@ def shard_of(slot: int, num_shards: int) -> int:
     return slot % num_shards
 
 
+def owned_slots(shard: int, num_shards: int) -> list[int]:
+    """Return the slots of a shard under the default slot map."""
+    return [slot for slot in range(NUM_SLOTS) if shard_of(slot, num_shards) == shard]
+
+
 def derive_id(*parts: bytes) -> bytes:
     """Hash length-prefixed parts to a 16-byte id; the same parts always give the same id."""
     digest = blake2b(digest_size=16)

@@ -5,7 +5,7 @@ Artifacts get a position in the feed of their shard, ascending and never reused;
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 
 import msgspec
@@ -32,17 +32,33 @@ class CountQuery(msgspec.Struct, array_like=True, frozen=True):
 
 
 class BoardIndex:
-    """Artifacts of one shard by id, by type and by position."""
+    """Artifacts of one shard that are in memory, by id, by type and by position."""
 
-    __slots__ = ("_counters", "_dead", "_evicted", "_type_live", "_types", "base", "feed", "ids")
+    __slots__ = (
+        "_counters",
+        "_dead",
+        "_entries",
+        "_evicted",
+        "_seqs",
+        "_type_live",
+        "_types",
+        "floor",
+        "head",
+        "ids",
+    )
 
     def __init__(self) -> None:
         """Start empty."""
-        self.base = 1
-        """Position of the first entry of `feed`; what came before was evicted."""
-        self.feed: list[Envelope | None] = []
+        self.head = 0
+        """Position of the newest artifact; 0 before the first."""
+        self.floor = 0
+        """Every artifact behind this position is in memory; of those up to it some may have left."""
         self.ids: dict[bytes, int] = {}
         """Position of every artifact held."""
+        self._seqs: list[int] = []
+        """Positions, ascending; without gaps while nothing was removed."""
+        self._entries: list[Envelope | None] = []
+        """The artifact at each of `_seqs`; None where it was removed."""
         self._types: dict[str, list[int]] = {}
         self._type_live: dict[str, int] = {}
         self._counters: dict[str, dict[CountQuery, int]] = {}
@@ -58,15 +74,15 @@ class BoardIndex:
         """Say whether an artifact is on this shard."""
         return artifact_id in self.ids
 
-    @property
-    def head(self) -> int:
-        """Position of the newest artifact; 0 before the first."""
-        return self.base + len(self.feed) - 1
+    def __iter__(self) -> Iterator[Envelope]:
+        """Iterate over the artifacts held, by position."""
+        return (envelope for envelope in self._entries if envelope is not None)
 
     def add(self, envelope: Envelope) -> int:
         """Add an artifact and return its position."""
-        seq = self.base + len(self.feed)
-        self.feed.append(envelope)
+        seq = self.head = self.head + 1
+        self._seqs.append(seq)
+        self._entries.append(envelope)
         self.ids[envelope.id] = seq
         name = envelope.type
         seqs = self._types.get(name)
@@ -83,10 +99,21 @@ class BoardIndex:
                     counters[query] += 1
         return seq
 
+    def _offset(self, seq: int) -> int:
+        """Return where a position is in `_seqs`; -1 when it is not there."""
+        seqs = self._seqs
+        if not seqs:
+            return -1
+        offset = seq - seqs[0]
+        if 0 <= offset < len(seqs) and seqs[offset] == seq:
+            return offset
+        offset = bisect_left(seqs, seq)
+        return offset if offset < len(seqs) and seqs[offset] == seq else -1
+
     def get(self, artifact_id: bytes) -> Envelope | None:
         """Return an artifact; None when it is not here."""
         seq = self.ids.get(artifact_id)
-        return None if seq is None else self.feed[seq - self.base]
+        return None if seq is None else self.at(seq)
 
     def position(self, artifact_id: bytes) -> int | None:
         """Return the feed position of an artifact; None when it is not here."""
@@ -94,23 +121,30 @@ class BoardIndex:
 
     def at(self, seq: int) -> Envelope | None:
         """Return the artifact at a position; None when it was evicted."""
-        offset = seq - self.base
-        return self.feed[offset] if 0 <= offset < len(self.feed) else None
+        offset = self._offset(seq)
+        return None if offset < 0 else self._entries[offset]
 
-    def remove(self, seq: int) -> None:
-        """Forget the artifact at a position (retention)."""
+    def remove(self, seq: int, *, keep_counts: bool = False) -> None:
+        """Forget the artifact at a position (retention).
+
+        Args:
+            seq: Its position.
+            keep_counts: It is only dropped from memory and still counts.
+        """
         envelope = self.at(seq)
         if envelope is None:
             return
-        self.feed[seq - self.base] = None
+        self._entries[self._offset(seq)] = None
+        self.floor = max(self.floor, seq)
         self._evicted[envelope.type] = max(seq, self._evicted.get(envelope.type, 0))
         del self.ids[envelope.id]
         self._type_live[envelope.type] -= 1
-        for query in self._counters.get(envelope.type, ()):
-            if query.selects(envelope):
-                self._counters[envelope.type][query] -= 1
+        if not keep_counts:
+            for query in self._counters.get(envelope.type, ()):
+                if query.selects(envelope):
+                    self._counters[envelope.type][query] -= 1
         self._dead += 1
-        if self._dead * 2 > len(self.feed) and self._dead > 1024:
+        if self._dead * 2 > len(self._entries) and self._dead > 1024:
             self._compact()
 
     def evicted_after(self, after: int, type_name: str | None) -> bool:
@@ -121,13 +155,14 @@ class BoardIndex:
         return newest > after
 
     def _compact(self) -> None:
-        """Drop the evicted prefix; amortised O(1) per eviction because half of the feed must be dead."""
-        keep = next((i for i, entry in enumerate(self.feed) if entry is not None), len(self.feed))
-        del self.feed[:keep]
-        self.base += keep
-        self._dead = sum(1 for entry in self.feed if entry is None)
-        for name, seqs in self._types.items():
-            self._types[name] = [seq for seq in seqs if self.at(seq) is not None]
+        """Drop what was evicted; amortised O(1) per eviction because half of the feed must be dead."""
+        live = [(s, e) for s, e in zip(self._seqs, self._entries, strict=True) if e is not None]
+        self._seqs = [seq for seq, _ in live]
+        self._entries = [envelope for _, envelope in live]
+        self._dead = 0
+        self._types = {}
+        for seq, envelope in live:
+            self._types.setdefault(envelope.type, []).append(seq)
 
     def count_type(self, name: str) -> int:
         """Return how many artifacts of a type are held."""
@@ -144,7 +179,7 @@ class BoardIndex:
             query: What to count.
             among: Positions of the workflow's artifacts when the query names a workflow; None: the type's index.
         """
-        if query == CountQuery(query.type):
+        if query not in self._counters.get(query.type, ()) and query == CountQuery(query.type):
             return self.count_type(query.type)
         counters = self._counters.setdefault(query.type, {})
         if query not in counters:
@@ -155,6 +190,14 @@ class BoardIndex:
                 if (env := self.at(seq)) is not None and env.type == query.type and query.selects(env)
             )
         return counters[query]
+
+    def counts(self, query: CountQuery) -> bool:
+        """Say whether a query's count is kept up to date."""
+        return query in self._counters.get(query.type, ())
+
+    def start_count(self, query: CountQuery, value: int) -> None:
+        """Keep a count up to date from a value that includes what is no longer in memory."""
+        self._counters.setdefault(query.type, {})[query] = value
 
     def forget(self, query: CountQuery) -> None:
         """Stop keeping a count up to date."""
@@ -177,10 +220,10 @@ class BoardIndex:
         if seqs is None and type_name is not None:
             seqs = self._types.get(type_name, [])
         if seqs is None:
-            for offset in range(max(0, after + 1 - self.base), len(self.feed)):
-                envelope = self.feed[offset]
+            for i in range(bisect_right(self._seqs, after), len(self._seqs)):
+                envelope = self._entries[i]
                 if envelope is not None:
-                    yield self.base + offset, envelope
+                    yield self._seqs[i], envelope
             return
         for i in range(bisect_right(seqs, after), len(seqs)):
             envelope = self.at(seqs[i])

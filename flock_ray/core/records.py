@@ -3,13 +3,23 @@
 A record holds every decision that was taken outside the shard (matches, attempts' results), and
 what the shard makes of it is a pure function of its state: replaying the records of a slot gives
 the same state, whatever host runs it. A field is only ever added at the end, with a default.
+
+The journal keeps records in frames, one per micro-batch, without the payloads of artifacts that live
+on this shard: those are in the artifacts' own rows, once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 import msgspec
 
-from flock_ray.core.wire import Completion, Forward, Posting, TableSpec
+from flock_ray.core.rows import SHARD, WorkflowRow
+from flock_ray.core.wire import Completion, Envelope, Forward, Posting, TableSpec
+from flock_ray.errors import StoreCorruptError
+
+FRAME_FORMAT = 1
+"""Raised when an old program could misread new frames: it refuses them then."""
 
 
 class Published(msgspec.Struct, array_like=True, tag="P", frozen=True):
@@ -88,14 +98,111 @@ class Cancelled(msgspec.Struct, array_like=True, tag="X", frozen=True):
 
 
 class Installed(msgspec.Struct, array_like=True, tag="S", frozen=True):
-    """A version of the subscription table took effect."""
+    """A version of the subscription table took effect on the whole shard."""
 
     at_us: int
-    slot: int
     table: TableSpec
+    slot: int = SHARD
 
 
-Record = Published | Completed | Ticked | ForwardedIn | ForwardAcked | Lost | Flushed | Cancelled | Installed
+class Rehydrated(msgspec.Struct, array_like=True, tag="W", frozen=True):
+    """A settled workflow that had left memory was brought back, because something new came for it."""
+
+    at_us: int
+    row: WorkflowRow
+
+    @property
+    def slot(self) -> int:
+        """The slot whose journal keeps the record."""
+        return self.row.slot
+
+
+Record = (
+    Published
+    | Completed
+    | Ticked
+    | ForwardedIn
+    | ForwardAcked
+    | Lost
+    | Flushed
+    | Cancelled
+    | Installed
+    | Rehydrated
+)
 
 encode_record = msgspec.msgpack.Encoder().encode
 decode_record = msgspec.msgpack.Decoder(Record).decode
+
+
+class Frame(msgspec.Struct, array_like=True, frozen=True):
+    """The records of one micro-batch, in order."""
+
+    format: int
+    at_us: int
+    heads: list[int]
+    """Position of the newest artifact before each record."""
+    records: list[Record]
+
+
+class _Format(msgspec.Struct, array_like=True, frozen=True):
+    format: int
+
+
+_decode_format = msgspec.msgpack.Decoder(_Format).decode
+_decode_frame = msgspec.msgpack.Decoder(Frame).decode
+
+
+def encode_frame(
+    at_us: int, heads: list[int], records: list[Record], is_stored: Callable[[Envelope], bool]
+) -> bytes:
+    """Encode records without the payloads that `is_stored` says are in rows of this store."""
+    return encode_record(Frame(FRAME_FORMAT, at_us, heads, [_strip(record, is_stored) for record in records]))
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Decode a frame; payloads that are stored elsewhere are empty.
+
+    Raises:
+        StoreCorruptError: It is no frame, or of a version that this program does not know.
+    """
+    try:
+        found = _decode_format(data).format
+        if found == FRAME_FORMAT:
+            return _decode_frame(data)
+    except msgspec.DecodeError as error:
+        raise StoreCorruptError(f"A journal frame can't be read: {error}.") from error
+    raise StoreCorruptError(
+        f"The journal was written by a newer version of flock_ray (frame format {found}, this one knows "
+        f"{FRAME_FORMAT}). Start it with that version or a later one."
+    )
+
+
+def _strip(record: Record, is_stored: Callable[[Envelope], bool]) -> Record:
+    replace = msgspec.structs.replace
+    if isinstance(record, Published):
+        return Published(record.at_us, strip_posting(record.posting, is_stored))
+    if isinstance(record, Completed) and record.completion.outputs:
+        outputs = tuple([strip_posting(posting, is_stored) for posting in record.completion.outputs])
+        return Completed(record.at_us, replace(record.completion, outputs=outputs))
+    if isinstance(record, ForwardedIn) and record.forward.posting is not None:
+        posting = strip_posting(record.forward.posting, is_stored)
+        return ForwardedIn(record.at_us, replace(record.forward, posting=posting))
+    return record
+
+
+def strip_posting(posting: Posting, is_stored: Callable[[Envelope], bool]) -> Posting:
+    """Return a posting without its payload, if that is stored."""
+    if not is_stored(posting.envelope):
+        return posting
+    return msgspec.structs.replace(posting, envelope=msgspec.structs.replace(posting.envelope, payload=b""))
+
+
+def envelopes_of(records: Iterable[Record]) -> Iterator[Envelope]:
+    """Iterate over every artifact in records."""
+    for record in records:
+        if isinstance(record, Published):
+            yield record.posting.envelope
+        elif isinstance(record, Completed):
+            yield from (posting.envelope for posting in record.completion.outputs)
+        elif isinstance(record, ForwardedIn) and record.forward.posting is not None:
+            yield record.forward.posting.envelope

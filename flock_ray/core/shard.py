@@ -12,7 +12,8 @@ from heapq import heappop, heappush
 from typing import Any
 
 from flock_ray.core import gates
-from flock_ray.core.activations import ActivationDesk
+from flock_ray.core.changes import workflow_from
+from flock_ray.core.delivery import DeliveryDesk
 from flock_ray.core.ids import single_prefix
 from flock_ray.core.records import (
     Cancelled,
@@ -24,9 +25,11 @@ from flock_ray.core.records import (
     Lost,
     Published,
     Record,
+    Rehydrated,
     Ticked,
 )
-from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot, Workflow
+from flock_ray.core.rows import Decision, WorkflowRow
+from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot
 from flock_ray.core.wire import (
     CONFLICT,
     DUPLICATE,
@@ -35,9 +38,7 @@ from flock_ray.core.wire import (
     Completion,
     Envelope,
     Forward,
-    Match,
     Posting,
-    SubscriptionSpec,
     TableSpec,
     Task,
 )
@@ -46,17 +47,22 @@ NOT_RUN = "UnknownAgentError"
 """Error type of a completion that says: this worker does not have the agent, hand it to another one."""
 
 
-class ShardCore(ActivationDesk):
+class ShardCore(DeliveryDesk):
     """State of all slots that one shard owns."""
 
-    def __init__(self, owned: Collection[int], *, max_artifacts: int | None = None) -> None:
+    def __init__(
+        self, owned: Collection[int], *, max_artifacts: int | None = None, durable: bool = False
+    ) -> None:
         """Start with empty slots.
 
         Args:
             owned: Slots of this shard.
-            max_artifacts: Artifacts kept; past it the oldest settled workflows are evicted. None: no limit.
+            max_artifacts: Artifacts in memory; past it the oldest settled workflows leave. None: no limit.
+            durable: Collect `changes` for a store, from which what has left memory can be had again.
         """
-        super().__init__(owned, max_artifacts=max_artifacts)
+        super().__init__(owned, max_artifacts=max_artifacts, durable=durable)
+        self.stored: dict[bytes, Envelope] = {}
+        """Artifacts of the batch at hand that the store has and memory has not."""
         self._replays: dict[type, Callable[[Any], None]] = {
             Published: lambda r: self._on_published(r),
             Completed: lambda r: self._on_completed(r, self.slots[r.slot].open[r.completion.id]),
@@ -67,7 +73,12 @@ class ShardCore(ActivationDesk):
             Flushed: lambda r: self._on_flushed(r),
             Cancelled: lambda r: self._on_cancelled(r),
             Installed: lambda r: self._on_installed(r),
+            Rehydrated: lambda r: self._on_rehydrated(r),
         }
+
+    def replay_table(self, table: TableSpec) -> None:
+        """Take the subscription table of a snapshot."""
+        self._on_installed(Installed(0, table))
 
     def replay(self, record: Record) -> None:
         """Apply a record from the journal, as it was applied when it was written."""
@@ -79,25 +90,38 @@ class ShardCore(ActivationDesk):
         """Take a newer version of the subscription table; an older or equal one changes nothing (False)."""
         if table.version <= self.table.version:
             return False
-        for index in self.slots:
-            self.records.append(Installed(now_us, index, table))
-        self._on_installed(self.records[-1])  # type: ignore[arg-type]  # the loop appended it
+        record = Installed(now_us, table)
+        self._log(record)
+        self._on_installed(record)
+        self._decide(now_us, "table.installed", f"version {table.version}")
         return True
+
+    def rehydrate(self, row: WorkflowRow, now_us: int) -> None:
+        """Bring a workflow back that the store knows; one that is here stays as it is."""
+        if row.id not in self.slots[row.slot].workflows:
+            record = Rehydrated(now_us, row)
+            self._log(record)
+            self._on_rehydrated(record)
+
+    def _decide(self, now_us: int, kind: str, subject: str, detail: str = "") -> None:
+        if self.changes is not None:
+            self.changes.decisions.append(Decision(now_us, kind, subject, detail=detail))
 
     def publish(self, posting: Posting, now_us: int) -> int:
         """Accept an artifact from outside; returns PUBLISHED, DUPLICATE, CONFLICT or WRONG_SLOT."""
         envelope = posting.envelope
         if envelope.slot not in self.slots:
             return WRONG_SLOT
-        if envelope.id in self.index.ids:
+        if envelope.id in self.index.ids or envelope.id in self.stored:
             return self._compare(posting)
         record = Published(now_us, posting)
-        self.records.append(record)
+        self._log(record)
         self._on_published(record)
         return PUBLISHED
 
     def _compare(self, posting: Posting) -> int:
-        known, new = self.index.get(posting.envelope.id), posting.envelope
+        new = posting.envelope
+        known = self.index.get(new.id) or self.stored.get(new.id)
         same = known is not None and known.type == new.type and known.payload == new.payload
         return DUPLICATE if same or posting.idempotent else CONFLICT
 
@@ -121,7 +145,7 @@ class ShardCore(ActivationDesk):
             self.cancels.append((activation.worker, activation.id))
         self.dispatch.release(activation, completion.run_us or 1)
         record = Completed(now_us, completion)
-        self.records.append(record)
+        self._log(record)
         self._on_completed(record, activation)
         return True
 
@@ -134,7 +158,7 @@ class ShardCore(ActivationDesk):
             timers = self.slots[index].timers
             if timers and timers[0][0] <= now_us:
                 record = Ticked(now_us, index)
-                self.records.append(record)
+                self._log(record)
                 self._on_ticked(record)
 
     def next_timer_us(self) -> int | None:
@@ -156,7 +180,7 @@ class ShardCore(ActivationDesk):
         if forward.seq != last + 1:
             return False
         record = ForwardedIn(now_us, forward)
-        self.records.append(record)
+        self._log(record)
         self._on_forwarded(record)
         return True
 
@@ -165,7 +189,7 @@ class ShardCore(ActivationDesk):
         slot = self.slots.get(source)
         if slot is not None and (target, seq) in slot.outbox:
             record = ForwardAcked(source, target, seq)
-            self.records.append(record)
+            self._log(record)
             self._on_forward_acked(record)
 
     def settle_local_forwards(self, now_us: int) -> None:
@@ -185,7 +209,7 @@ class ShardCore(ActivationDesk):
             by_slot.setdefault(activation.slot, []).append(activation)
         for index, activations in by_slot.items():
             record = Lost(now_us, index, tuple(a.id for a in activations if a.id in blamed), worker)
-            self.records.append(record)
+            self._log(record)
             self._on_lost(record)
         open_ = [a for a in held if self.slots[a.slot].open.get(a.id) is a]
         for activation in reversed(open_):
@@ -212,7 +236,7 @@ class ShardCore(ActivationDesk):
             if batches:
                 flushed += len(batches)
                 record = Flushed(now_us, index)
-                self.records.append(record)
+                self._log(record)
                 self._on_flushed(record)
         return flushed
 
@@ -225,8 +249,11 @@ class ShardCore(ActivationDesk):
             if (known is not None and not known.cancelled) or running or slot.holds_inputs_of(workflow):
                 cancelled += running
                 record = Cancelled(now_us, index, workflow)
-                self.records.append(record)
+                self._log(record)
                 self._on_cancelled(record)
+                self._decide(
+                    now_us, "workflow.cancelled", workflow, f"{running} activations were open in slot {index}"
+                )
         return cancelled
 
     # -- what the records do ----------------------------------------------------------------
@@ -243,6 +270,11 @@ class ShardCore(ActivationDesk):
         self._index_conditions()
         self.matched_types = {name for spec in record.table.subscriptions for name in spec.types}
 
+    def _on_rehydrated(self, record: Rehydrated) -> None:
+        workflow = workflow_from(record.row)
+        if self.slots[record.slot].workflows.setdefault(workflow.id, workflow) is workflow:
+            self._maybe_settled(workflow)
+
     def _on_published(self, record: Published) -> None:
         self._accept(self.slots[record.slot], record.posting, record.at_us)
 
@@ -251,6 +283,9 @@ class ShardCore(ActivationDesk):
         slot = self.slots[activation.slot]
         del slot.open[activation.id]
         self.num_open -= 1
+        if self.changes is not None:
+            status = "completed" if completion.error is None else "failed"
+            self.changes.end(activation, now_us, status, completion)
         if activation.agent == MATCH_AGENT:
             if completion.error is not None:
                 self.events.note(now_us, "match.refused", agent=MATCH_AGENT, activation_id=activation.id,
@@ -329,6 +364,8 @@ class ShardCore(ActivationDesk):
             self.dispatch.release(activation)
             del slot.open[activation.id]
             self.num_open -= 1
+            if self.changes is not None:
+                self.changes.end(activation, now_us, "cancelled")
             self._discharge(slot, activation, now_us)
         for keys in list(slot.gates.values()):
             for gate in list(keys.values()):
@@ -338,6 +375,7 @@ class ShardCore(ActivationDesk):
             return  # its own record is in another slot; here were only inputs that gates had borrowed
         workflow.cancelled = True
         workflow.updated_us = now_us
+        self._touch(workflow)
         self.events.note(now_us, "workflow.cancelled", correlation_id=name)
         for key in [key for key in slot.held if key[1] == name]:
             workflow.waiting -= len(slot.held.pop(key))
@@ -368,98 +406,3 @@ class ShardCore(ActivationDesk):
             self._fire(slot, gate.spec, outcome, now_us)
         elif isinstance(outcome, gates.Expiry):
             self._expire(slot, outcome, now_us)
-
-    # -- artifacts and matches ----------------------------------------------------------------
-
-    def _accept(self, slot: Slot, posting: Posting, now_us: int) -> None:
-        envelope = posting.envelope
-        seq = self.index.add(envelope)
-        workflow = slot.workflows.get(envelope.correlation_id)
-        if workflow is None:
-            workflow = Workflow(envelope.correlation_id, slot.index, now_us, now_us)
-            slot.workflows[envelope.correlation_id] = workflow
-        workflow.updated_us = now_us
-        workflow.seqs.append(seq)
-        counts = workflow.counts
-        name = envelope.type
-        counts[name] = counts.get(name, 0) + 1
-        self.activity += 1
-        if name == "WorkflowError":
-            workflow.errors += 1
-        self.events.published(now_us, envelope)
-        if posting.refusals:
-            self._note_refusals(posting, now_us)
-        if posting.matches and not workflow.cancelled:
-            plain = self._plain
-            for match in posting.matches:
-                known = plain.get(match.subscription)
-                if known is not None and not match.due_us:
-                    self._activate_single(slot, workflow, known[0], known[1], envelope, now_us)
-                else:
-                    self._deliver(slot, workflow, match, envelope, now_us)
-        if name in self._conditions or posting.signals:
-            self._recheck_conditions(slot, workflow, posting, now_us)
-        if not workflow.open:
-            self._maybe_settled(workflow)
-
-    def _note_refusals(self, posting: Posting, now_us: int) -> None:
-        for refusal in posting.refusals:
-            self.events.note(now_us, "match.refused", agent=refusal.subscription.partition("/")[0],
-                             correlation_id=posting.envelope.correlation_id, artifact_ids=(posting.envelope.id,),
-                             detail=f"{refusal.subscription}: {refusal.condition}: {refusal.error}")  # fmt: skip
-
-    def _deliver_all(self, slot: Slot, posting: Posting, now_us: int) -> None:
-        """Deliver an artifact that was accepted before it was matched."""
-        self._note_refusals(posting, now_us)
-        workflow = slot.workflows.get(posting.envelope.correlation_id)
-        if workflow is not None and not workflow.cancelled:
-            for match in posting.matches:
-                self._deliver(slot, workflow, match, posting.envelope, now_us)
-            if posting.signals:
-                self._recheck_conditions(slot, workflow, posting, now_us)
-
-    def _deliver(self, slot: Slot, workflow: Workflow, match: Match, envelope: Envelope, now_us: int) -> None:
-        spec = self.subscriptions.get(match.subscription)
-        if spec is None:
-            self._unknown_subscription(match, envelope, now_us)
-        elif match.due_us > now_us:
-            slot.delayed[envelope.id, match.subscription] = match
-            workflow.delayed += 1
-            self._add_timer(slot, match.due_us, "match", envelope.id, match.subscription.encode())
-        elif spec.when and not self._condition_holds(spec, workflow):
-            slot.held.setdefault((spec.id, workflow.id), []).append((envelope, match))
-            workflow.waiting += 1
-        elif spec.kind == "single":
-            self._activate_single(slot, workflow, spec, single_prefix(spec.agent, spec.id), envelope, now_us)
-        else:
-            self._to_gate(slot, workflow, spec, match, envelope, now_us)
-
-    def _release_delayed(self, slot: Slot, artifact_id: bytes, subscription: str, now_us: int) -> None:
-        match = slot.delayed.pop((artifact_id, subscription), None)
-        envelope = self.index.get(artifact_id)
-        if match is None or envelope is None:
-            return
-        workflow = slot.workflows[envelope.correlation_id]
-        workflow.delayed -= 1
-        self.events.note(now_us, "match.due", agent=subscription.partition("/")[0], correlation_id=workflow.id,
-                         artifact_ids=(artifact_id,), detail=subscription)  # fmt: skip
-        if not workflow.cancelled:
-            self._deliver(slot, workflow, match, envelope, now_us)
-        self._maybe_settled(workflow)
-
-    def _to_gate(
-        self,
-        slot: Slot,
-        workflow: Workflow,
-        spec: SubscriptionSpec,
-        match: Match,
-        envelope: Envelope,
-        now_us: int,
-    ) -> None:
-        target = gates.gate_slot(spec, match, envelope)
-        if target == slot.index:
-            self._feed(slot, spec, match, Item(envelope, slot.index, False), now_us)
-            return
-        # Lent to another slot: open here until that slot says what became of it.
-        self._shift(workflow, 1, 0, now_us)
-        self._send(slot, target, "match", posting=Posting(envelope), match=match)

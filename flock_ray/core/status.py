@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from flock_ray.core import gates
+from flock_ray.core.changes import workflow_from
 from flock_ray.core.ids import activation_id
+from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Gate, Slot, Workflow
 from flock_ray.core.wire import Envelope
@@ -61,9 +65,28 @@ def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
     return part
 
 
+def stored_part(
+    core: ShardCore, part: WorkflowPart | None, rows: Iterable[WorkflowRow]
+) -> WorkflowPart | None:
+    """Add what the store knows of a workflow in slots where memory has nothing of it any more."""
+    for row in rows:
+        slot = core.slots.get(row.slot)
+        if slot is not None and row.id not in slot.workflows:
+            part = _add(part, workflow_from(row))
+    return part
+
+
+def stored_fate(fate: ArtifactFate, envelope: Envelope | None, made: Iterable[Envelope]) -> ArtifactFate:
+    """Add the artifact itself and what was made from it, where only the store has them."""
+    fate.envelope = fate.envelope or envelope
+    known = {child[0] for child in fate.children}
+    fate.children += [(e.id, e.type, e.produced_by) for e in made if e.id not in known]
+    return fate
+
+
 def _add(part: WorkflowPart | None, workflow: Workflow) -> WorkflowPart:
     part = part or WorkflowPart(workflow.id, created_us=workflow.created_us)
-    part.artifacts += len(workflow.seqs)
+    part.artifacts += sum(workflow.counts.values())
     part.errors += workflow.errors
     part.open += workflow.open
     part.waiting += workflow.waiting
@@ -107,7 +130,9 @@ def artifact_fate(core: ShardCore, artifact_id: bytes) -> ArtifactFate:
                 fate.waiting.append((sub, "waits for its activation condition"))
         fate.delayed += [(sub, m.due_us) for (key, sub), m in slot.delayed.items() if key == artifact_id]
     if fate.envelope is not None:
-        workflow = core.slots[fate.envelope.slot].workflows.get(fate.envelope.correlation_id)
+        workflow = core.slots[fate.envelope.slot].workflows.get(
+            fate.envelope.correlation_id
+        )  # may have left memory
         for seq in workflow.seqs if workflow is not None else ():
             child = core.index.at(seq)
             if child is not None and artifact_id in child.parents:

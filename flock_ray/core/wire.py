@@ -14,6 +14,8 @@ import msgspec
 PUBLISHED, DUPLICATE, CONFLICT, WRONG_SLOT = 0, 1, 2, 3
 """Outcome of one posting in a `PublishReply`."""
 
+FRESH_ID, FRESH_WORKFLOW = 1, 2
+
 
 class Envelope(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """An artifact on the wire: an immutable typed fact and what is known about it."""
@@ -69,6 +71,8 @@ class Posting(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """The id comes from an idempotency key: a second posting returns the first."""
     not_before_us: int = 0
     """Earliest delivery (`publish(delay=)`); 0 is at once. Kept for matching again."""
+    fresh: int = 0
+    """FRESH_ID and FRESH_WORKFLOW: what was drawn at random for it, so that no store can have it yet."""
 
 
 class PublishBatch(msgspec.Struct, array_like=True):
@@ -78,7 +82,7 @@ class PublishBatch(msgspec.Struct, array_like=True):
     postings: list[Posting]
 
 
-Status = Literal["ok", "stale_table", "stale_shard", "busy", "closed"]
+Status = Literal["ok", "stale_table", "stale_shard", "busy", "unavailable", "closed"]
 
 
 class PublishReply(msgspec.Struct, array_like=True):
@@ -288,6 +292,10 @@ class ShardReport(msgspec.Struct, array_like=True):
     demand: list[AgentDemand]
     workers: tuple[str, ...] = ()
     """Workers it knows: how a new router finds them."""
+    grant_seq: int = 0
+    """Number of the permits it holds; 0 when it has none."""
+    has_agents: bool = True
+    """It has the packages of its table's agents; not so after a recovery: the journal keeps no code."""
 
 
 class WorkerLoad(msgspec.Struct, array_like=True):

@@ -17,7 +17,8 @@ It is the same core, shard, router and worker that run on Ray, without processes
 
 from __future__ import annotations
 
+from flock_ray.adapters.memory import MemoryPersistence
 from flock_ray.testing.flock import VirtualFlock
 from flock_ray.testing.virtual_time import VirtualClock, VirtualTimeLoop, run_virtual
 
-__all__ = ["VirtualClock", "VirtualFlock", "VirtualTimeLoop", "run_virtual"]
+__all__ = ["MemoryPersistence", "VirtualClock", "VirtualFlock", "VirtualTimeLoop", "run_virtual"]

@@ -8,8 +8,9 @@ from typing import Any
 
 from flock_ray.actors.shard import ShardSettings
 from flock_ray.board import Board
+from flock_ray.core.ids import owned_slots
 from flock_ray.flock import Flock
-from flock_ray.opening import Opened
+from flock_ray.opening import DEFAULT_BOARD, Opened
 from flock_ray.testing.local import FOREVER_S, LocalBoard
 from flock_ray.testing.virtual_time import VirtualClock
 
@@ -38,10 +39,17 @@ class VirtualFlock(Flock):
         settings = self._settings
         clock = VirtualClock()
         per_shard = (
-            None if settings.max_artifacts is None else max(1, settings.max_artifacts // settings.shards)
+            None
+            if settings.max_artifacts is None
+            else max(1, settings.max_artifacts // (settings.shards or 1))
         )
+        num_shards, name = settings.shards or 1, settings.namespace or DEFAULT_BOARD
+        keep = self.persistence
+        if keep is not None:
+            num_shards = await keep.prepare(name, settings.shards)
         local = self.local = LocalBoard(
-            settings.shards,
+            num_shards,
+            store=None if keep is None else lambda i: keep.store(name, i, owned_slots(i, num_shards)),
             clock=clock,
             registry=self._registry,
             shard_settings=ShardSettings(max_artifacts=per_shard, max_open=settings.max_open),

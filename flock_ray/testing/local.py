@@ -13,13 +13,12 @@ from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.router import Router
 from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.actors.worker import Worker
-from flock_ray.adapters.memory import RecordingJournal
 from flock_ray.board import BoardLinks
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
-from flock_ray.core.ids import NUM_SLOTS, shard_of
+from flock_ray.core.ids import owned_slots
 from flock_ray.core.registry import TypeRegistry
-from flock_ray.ports import Clock, Journal, PeerGoneError
+from flock_ray.ports import Clock, PeerGoneError, ShardStore
 
 FOREVER_S = 1e8
 """Instead of heartbeats and renewals: nothing dies in silence here, and each would cost a step of virtual time."""
@@ -208,10 +207,21 @@ class LocalBoard:
         shard_settings: ShardSettings,
         max_workers: int,
         max_payload_bytes: int,
-        journal: Callable[[int], Journal] | None = None,
+        store: Callable[[int], ShardStore | None] | None = None,
         router_settings: RouterSettings | None = None,
     ) -> None:
-        """Make router and shards; `begin` sets them to work."""
+        """Make router and shards; `begin` sets them to work.
+
+        Args:
+            num_shards: How many.
+            clock: Wall time.
+            registry: Artifact types.
+            shard_settings: Limits of each shard.
+            max_workers: Shared workers.
+            max_payload_bytes: Largest payload.
+            store: Opens the store of a shard, again for each shard that is made under its number; None: no store.
+            router_settings: Times; None: nothing ever times out.
+        """
         self.codec = LocalCodec()
         self._clock = clock
         self._registry = registry
@@ -222,18 +232,16 @@ class LocalBoard:
             permit_ttl_s=10 * FOREVER_S, renew_every_s=FOREVER_S, heartbeat_s=FOREVER_S,
             heartbeat_deadline_s=FOREVER_S, max_shared_workers=max_workers,
         )  # fmt: skip
-        make_journal = journal or (lambda _: RecordingJournal())
-        self.journals: list[Journal] = [make_journal(i) for i in range(num_shards)]
+        self._store = store or (lambda _: None)
         self.workers: dict[str, Worker] = {}
         self._attached: dict[str, asyncio.Task[Any]] = {}
         self.shards: list[Shard | None] = [self._make_shard(i) for i in range(num_shards)]
         self.the_router: Router | None = self._make_router()
 
     def _make_shard(self, index: int) -> Shard:
-        owned = [slot for slot in range(NUM_SLOTS) if shard_of(slot, self.num_shards) == index]
         return Shard(
-            index, self.num_shards, owned,
-            journal=self.journals[index], clock=self._clock, peers=self, settings=self._shard_settings,
+            index, self.num_shards, owned_slots(index, self.num_shards),
+            store=self._store(index), clock=self._clock, peers=self, settings=self._shard_settings,
         )  # fmt: skip
 
     def _make_router(self) -> Router:

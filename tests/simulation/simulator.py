@@ -11,19 +11,23 @@ import hashlib
 import itertools
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from unittest import mock
 
+import msgspec
+
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.shard import Shard, ShardSettings
+from flock_ray.adapters.memory import MemoryDisk, MemoryStore
 from flock_ray.board import Board, BoardLinks
 from flock_ray.core import wire
-from flock_ray.core.dispatch import Dispatcher
-from flock_ray.core.records import Record, encode_record
+from flock_ray.core.records import Record, decode_frame, envelopes_of
 from flock_ray.core.registry import TypeRegistry, type_registry
+from flock_ray.core.rows import ArtifactQuery, Loaded, Snapshot, StoreBatch, WorkflowRow
 from flock_ray.core.shard import ShardCore
+from flock_ray.core.wire import Envelope
 from flock_ray.errors import PoolSaturatedError, StoreUnavailableError
 from flock_ray.opening import Opened
 from flock_ray.ports import PeerGoneError
@@ -116,7 +120,7 @@ class World:
         self._deaths: dict[int, tuple[object, asyncio.Future[None]]] = {}
         self._travelling: set[asyncio.Task[Any]] = set()
         self.breakdowns: list[BaseException] = []
-        self.journals: list[SimJournal] = []
+        self.disks: dict[int, SimDisk] = {}
 
     def calm(self) -> None:
         """No more faults."""
@@ -136,7 +140,7 @@ class World:
     def check_forwards(self, blob: bytes) -> None:
         """What a shard tells another one must be in its journal: a crash would take it back."""
         batch = wire.decode_forward(blob)
-        durable = self.journals[batch.shard].durable
+        durable = self.disks[batch.shard].durable
         if early := [f for f in batch.forwards if f.seq > durable.get((f.source, f.target), 0)]:
             self.breakdowns.append(AssertionError(f"sent before they were durable: {early}"))
 
@@ -215,43 +219,94 @@ class SimLink:
         return sent(work.result())
 
 
-class SimJournal:
-    """Keeps every record; sometimes slow, sometimes away for a while."""
+class SimStore(MemoryStore):
+    """A store over a network of its own: slow, lossy, and what was sent arrives even when its sender is dead."""
 
-    mode = "memory"
-
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, disk: SimDisk) -> None:
+        super().__init__(disk)
         self._world = world
-        self.records: list[Record] = []
-        self.pending: list[Record] = []
-        """Handed in and not yet durable."""
         self.core: ShardCore | None = None
         """Who writes here."""
-        self.durable: dict[tuple[int, int], int] = {}
-        """(source, target): last forward that the records speak of."""
-        self._sent: dict[tuple[int, int], int] = {}
-        world.journals.append(self)
 
-    async def append(self, records: Sequence[Record]) -> None:
-        world = self._world
-        self.pending = list(records)
-        assert self.core is not None
-        self._sent = {(i, to): n for i, slot in self.core.slots.items() for to, n in slot.out_seq.items()}
-        try:
-            await asyncio.sleep(world.faults.max_append_s * world.rng.random())
-        except asyncio.CancelledError:
-            self.pending = []  # the writer died
-            raise
-        if world.rng.random() < world.faults.failing_append:
+    async def _travel(self, work: Coroutine[Any, Any, T]) -> T:
+        faults, rng = self._world.faults, self._world.rng
+        await asyncio.sleep(faults.max_append_s * rng.random())
+        if rng.random() < faults.failing_append / 2:
+            work.close()
             raise StoreUnavailableError("the store is away")
-        self.settle(written=True)
+        result = await work
+        await asyncio.sleep(faults.max_append_s * rng.random())
+        if rng.random() < faults.failing_append / 2:
+            raise StoreUnavailableError("the store's answer was lost")
+        return result
 
-    def settle(self, *, written: bool) -> None:
-        """Decide what becomes of what was handed in."""
-        if written:
-            self.records.extend(self.pending)
-            self.durable = self._sent
-        self.pending = []
+    async def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.shield(self._world.send(self._travel(work)))
+
+    async def acquire(self) -> int:
+        return await self._call(super().acquire())
+
+    async def load(self) -> Loaded:
+        return await self._call(super().load())
+
+    async def append(self, batch: StoreBatch) -> None:
+        assert self.core is not None
+        sent = {(i, to): n for i, slot in self.core.slots.items() for to, n in slot.out_seq.items()}
+        await self._call(self._append(batch, sent))
+
+    async def _append(self, batch: StoreBatch, sent: dict[tuple[int, int], int]) -> None:
+        assert isinstance(self.disk, SimDisk)
+        new = batch.lsn > self.disk.last_lsn
+        await super().append(batch)
+        if new:
+            self.disk.history.append(batch.frame)
+            self.disk.durable = sent
+
+    async def save_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
+        await self._call(super().save_snapshots(snapshots))
+
+    async def truncate(self, lsn: int) -> None:
+        await self._call(super().truncate(lsn))
+
+    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+        return await self._call(super().bodies(ids))
+
+    async def get(self, ids: Collection[bytes]) -> list[tuple[int, Envelope]]:
+        return await self._call(super().get(ids))
+
+    async def recent_ids(self, limit: int) -> list[bytes]:
+        return await self._call(super().recent_ids(limit))
+
+    async def read(self, query: ArtifactQuery, after: int, limit: int) -> list[tuple[int, Envelope]]:
+        return await self._call(super().read(query, after, limit))
+
+    async def count(self, query: ArtifactQuery) -> int:
+        return await self._call(super().count(query))
+
+    async def workflows(self, ids: Collection[str]) -> list[WorkflowRow]:
+        return await self._call(super().workflows(ids))
+
+
+@dataclass
+class SimDisk(MemoryDisk):
+    """A disk that also keeps what was truncated."""
+
+    history: list[bytes] = field(default_factory=list)
+    durable: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(source, target): last forward that the records speak of."""
+
+    def records(self) -> list[Record]:
+        """Every record ever made durable, with its payloads."""
+        return self.with_payloads(
+            [record for frame in self.history for record in decode_frame(frame).records]
+        )
+
+    def with_payloads(self, records: list[Record]) -> list[Record]:
+        bodies = {envelope.id: envelope.payload for envelope in self.artifacts.values()}
+        for envelope in envelopes_of(records):
+            if not envelope.payload:
+                msgspec.structs.force_setattr(envelope, "payload", bodies[envelope.id])
+        return records
 
 
 @dataclass
@@ -272,22 +327,26 @@ class SimBoard(LocalBoard):
     ) -> None:
         self.world = world
         self.crashes = Crashes()
+        self.zombies: list[Shard] = []
         super().__init__(
             num_shards,
             clock=VirtualClock(),
             registry=registry,
-            shard_settings=ShardSettings(),
+            shard_settings=ShardSettings(
+                snapshot_bytes=world.rng.choice((500, 5_000, 10**9)),
+                max_artifacts=world.rng.choice((20, None)),
+            ),
             max_workers=2,
             max_payload_bytes=max_payload_bytes,
-            journal=lambda _: SimJournal(world),
+            store=lambda index: SimStore(world, world.disks.setdefault(index, SimDisk())),
             router_settings=RouterSettings(max_shared_workers=world.rng.choice((1, 2, 3))),
         )
 
     def _make_shard(self, index: int) -> Shard:
         made = super()._make_shard(index)
-        journal = self.journals[index]
-        assert isinstance(journal, SimJournal)
-        journal.core = made.core
+        assert made._keeper is not None
+        assert isinstance(made._keeper.store, SimStore)
+        made._keeper.store.core = made.core
         return made
 
     def shard(self, index: int) -> Any:
@@ -348,33 +407,13 @@ class SimBoard(LocalBoard):
             return
         self.crashes.shards += 1
         self.world.die(old)
-        await old.close()
-        journal = self.journals[index]
-        assert isinstance(journal, SimJournal)
-        journal.settle(
-            written=bool(journal.pending) and self.world.rng.random() < 0.5
-        )  # unknown to its writer
+        if self.world.rng.random() < 0.3:
+            self.zombies.append(old)  # only cut off: it goes on, and writes whatever it can
+        else:
+            await old.close()
         await asyncio.sleep(self.world.rng.random())
-        new = self._make_shard(index)
-        recover(new.core, journal.records)
-        new._agents = old._agents  # the journal has the table, not the code
-        self.shards[index] = new
+        self.shards[index] = new = self._make_shard(index)
         new.start()
-        new._wake.set()
-
-
-def recover(core: ShardCore, records: Sequence[Record]) -> None:
-    """Rebuild a core: durable state by replay, the rest from it."""
-    for record in records:
-        core.replay(record)
-    outbox = [forward for slot in core.slots.values() for forward in slot.outbox.values()]
-    core.local_forwards = [forward for forward in outbox if forward.target in core.slots]
-    core.remote_forwards = [forward for forward in outbox if forward.target not in core.slots]
-    core.cancels = []
-    core.quiet = []
-    core.dispatch = Dispatcher(lambda a: core.slots[a.slot].open.get(a.id) is a)
-    for activation in [a for slot in core.slots.values() for a in slot.open.values()]:
-        core.dispatch.push(activation)
 
 
 class SimFlock(VirtualFlock):
@@ -393,10 +432,10 @@ class SimFlock(VirtualFlock):
     async def _open(self) -> Opened:
         settings = self._settings
         local = self.local = SimBoard(
-            self.world, settings.shards, registry=self._registry, max_payload_bytes=settings.max_payload_bytes
+            self.world, settings.shards or 1, registry=self._registry, max_payload_bytes=settings.max_payload_bytes
         )
         local.begin()
-        links = BoardLinks([local.shard(i) for i in range(settings.shards)], local.router(), local.worker)
+        links = BoardLinks([local.shard(i) for i in range(local.num_shards)], local.router(), local.worker)
         self.board = Board(
             links,
             owner=uuid.UUID(int=self.world.rng.getrandbits(128)).hex,
@@ -443,7 +482,7 @@ def run_seeded(seed: int, main: Callable[[World], Coroutine[Any, Any, T]]) -> T:
 def fingerprint(world: World) -> str:
     """Name everything that all shards decided in a run."""
     digest = hashlib.blake2b(digest_size=16)
-    for journal in world.journals:
-        for record in journal.records:
-            digest.update(encode_record(record))
+    for disk in world.disks.values():
+        for frame in disk.history:
+            digest.update(frame)
     return digest.hexdigest()

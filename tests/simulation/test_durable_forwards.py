@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
 from flock_ray import BatchSpec, flock_type
+from flock_ray.adapters.memory import MemoryPersistence, MemoryStore
 from flock_ray.core import wire
 from flock_ray.core.ids import slot_of
-from flock_ray.core.records import Record
+from flock_ray.core.rows import StoreBatch
 from flock_ray.testing import VirtualFlock, run_virtual
 
 
@@ -18,24 +18,24 @@ class In(BaseModel):
     n: int
 
 
-class SlowJournal:
+class SlowStore(MemoryStore):
     """Takes a second for every append."""
 
-    mode = "memory"
-
     def __init__(self, log: list[str]) -> None:
+        super().__init__()
         self._log = log
 
-    async def append(self, records: Sequence[Record]) -> None:
+    async def append(self, batch: StoreBatch) -> None:
         await asyncio.sleep(1)
-        if any(type(record).__name__ == "Published" for record in records):
+        await super().append(batch)
+        if batch.artifacts:
             self._log.append("durable")
 
 
 def test_other_shards_hear_only_of_what_is_in_the_journal() -> None:
     async def scenario() -> list[str]:
         log: list[str] = []
-        async with VirtualFlock(shards=2) as flock:
+        async with VirtualFlock(shards=2, persistence=MemoryPersistence()) as flock:
             flock.agent("pairs").consumes(In, batch=BatchSpec(size=9)).runs(lambda items: None)
             await flock.start()
             assert flock.local is not None
@@ -51,7 +51,9 @@ def test_other_shards_hear_only_of_what_is_in_the_journal() -> None:
                 return await forward(blob)
 
             # Given a shard whose journal is slow, and an input on its way to a gate of another shard
-            sender._journal, receiver.forward = SlowJournal(log), slow_forward
+            store = SlowStore(log)
+            store.disk, store.epoch = sender._keeper.store.disk, sender._keeper.store.epoch
+            sender._keeper.store, receiver.forward = store, slow_forward
             await flock.publish(In(n=1), correlation_id=workflow)
             # When a second input is accepted while the shard waits for the acknowledgement of the first
             await asyncio.sleep(0.2)

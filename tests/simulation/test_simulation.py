@@ -12,8 +12,8 @@ from flock_ray.actors.shard import Shard
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.registry import type_registry
 from flock_ray.core.shard import ShardCore
-from tests.simulation.audit import Audit, check_quiet, check_replay, differences, digest, replayed
-from tests.simulation.simulator import SimFlock, SimJournal, World, fingerprint, persist, run_seeded
+from tests.simulation.audit import Audit, check_quiet, check_replay, check_rows, differences, digest, replayed
+from tests.simulation.simulator import SimDisk, SimFlock, SimStore, World, fingerprint, persist, run_seeded
 from tests.simulation.workload import Story, declare, make_trouble, publish_some
 
 ONLY = os.environ.get("FLOCK_SIM_SEED")
@@ -23,9 +23,11 @@ QUIET_S = 900.0
 """Virtual seconds after which a board that still works is taken to hang."""
 
 
-def journal_of(shard: Shard) -> SimJournal:
-    assert isinstance(shard._journal, SimJournal)
-    return shard._journal
+def disk_of(shard: Shard) -> SimDisk:
+    assert shard._keeper is not None
+    assert isinstance(shard._keeper.store, SimStore)
+    assert isinstance(shard._keeper.store.disk, SimDisk)
+    return shard._keeper.store.disk
 
 
 async def look_inside(flock: SimFlock, world: World) -> None:
@@ -33,8 +35,10 @@ async def look_inside(flock: SimFlock, world: World) -> None:
     for _ in range(3):
         await asyncio.sleep(world.rng.random() * 2)
         for shard in flock.sim.alive():
-            journal = journal_of(shard)
-            records = [*journal.records, *journal.pending, *shard.core.records]
+            keeper = shard._keeper
+            if shard.core.records or keeper is None or keeper.pending or not shard._recovered.is_set():
+                continue
+            records = disk_of(shard).records()
             found = differences(digest(replayed(shard.core.slots, records)), digest(shard.core))
             assert found == []
 
@@ -70,7 +74,9 @@ async def scenario(world: World) -> None:
 
     assert not world.breakdowns
     check_quiet(cores)
-    audits = [check_replay(shard.core, journal_of(shard).records) for shard in flock.sim.alive()]
+    audits = [check_replay(shard.core, disk_of(shard).records()) for shard in flock.sim.alive()]
+    for shard, core in zip(flock.sim.alive(), audits, strict=True):
+        check_rows(core, disk_of(shard))
     audit = Audit(audits, story.cancelled)
     audit.check_artifacts(story.accepted)
     audit.check_effects()

@@ -67,7 +67,7 @@ def test_positions_survive_the_compaction_of_a_long_evicted_prefix() -> None:
     for seq in range(1, 2501):
         index.remove(seq)
     # Then memory was given back, and every position still means the same artifact
-    assert len(index.feed) < 3000
+    assert len(index._entries) < 3000
     assert index.head == 3000
     assert [seq for seq, _ in index.read(0)] == list(range(2501, 3001))
     assert index.at(2501) is made[2500]

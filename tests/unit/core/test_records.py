@@ -63,5 +63,7 @@ def _of(info: msgspec.inspect.Type) -> st.SearchStrategy[object]:
         return st.tuples(*map(_of, info.item_types))
     if isinstance(info, msgspec.inspect.NoneType):
         return st.none()
+    if isinstance(info, msgspec.inspect.DictType):
+        return st.dictionaries(_of(info.key_type), _of(info.value_type), max_size=2)
     names = {"IntType": int, "StrType": str, "BytesType": bytes, "BoolType": bool}
     return _leaf[names[type(info).__name__]]

@@ -1,0 +1,276 @@
+"""Between a shard and its store: recovery, one append per micro-batch, and snapshots in small steps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from typing import Any
+
+from flock_ray.core import wire
+from flock_ray.core.index import CountQuery
+from flock_ray.core.records import encode_frame
+from flock_ray.core.recovery import Recovery, snapshot_shard, snapshot_slot
+from flock_ray.core.rows import SHARD, ArtifactQuery, Snapshot
+from flock_ray.core.shard import ShardCore
+from flock_ray.errors import StaleEpochError, StoreError, StoreUnavailableError
+from flock_ray.ports import ShardStore
+
+logger = logging.getLogger(__name__)
+
+RECENT_IDS = 100_000
+"""Artifact ids a shard remembers, so that a call that is repeated after a failure finds its artifacts."""
+
+STEP_BYTES = 256 * 1024
+"""Snapshots made between two micro-batches."""
+
+MAX_BACKOFF_S = 2.0
+
+
+class Keeper:
+    """Keeps what one shard decides."""
+
+    def __init__(self, core: ShardCore, store: ShardStore, *, snapshot_bytes: int) -> None:
+        """Keep a core in a store.
+
+        Args:
+            core: Empty; `recover` fills it.
+            store: Where.
+            snapshot_bytes: Bytes of frames after which the slots are snapshotted again; more when the
+                snapshots themselves are larger.
+        """
+        self._core = core
+        self.store = store
+        self._lsn = 0
+        self._recent: dict[bytes, None] = {}
+        self._rotation = Rotation(core, store, snapshot_bytes)
+        self.down_since: float | None = None
+        """Loop time since which the store does not answer; None while it does."""
+        self.epoch = 0
+        self.replayed = 0
+
+        self.head = 0
+        """Position of the newest artifact that is durable."""
+        self._appending = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether something is applied that is not durable yet."""
+        return self._appending or bool(self._core.records)
+
+    # -- recovery ------------------------------------------------------------------------------
+
+    async def recover(self) -> None:
+        """Become the writer and rebuild the core; waits for a store that is away.
+
+        Raises:
+            StoreCorruptError: What is stored can't be read; nothing was changed.
+            StaleEpochError: Another shard was faster.
+        """
+        recovery = await self._patiently(self._load)
+        self.replayed = recovery.rebuild(self._core, self.epoch)
+        self.head = self._core.index.head
+        self._rotation.begin_from(self._lsn, self._core)
+
+    async def _load(self) -> Recovery:
+        self.epoch = await self.store.acquire()
+        loaded = await self.store.load()
+        recovery = Recovery(loaded)
+        if missing := recovery.missing():
+            recovery.fill(await self.store.bodies(missing))
+        self._recent = dict.fromkeys(await self.store.recent_ids(RECENT_IDS))
+        self._lsn = loaded.last_lsn
+        return recovery
+
+    async def _patiently(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Repeat until the store answers."""
+        delay_s = 0.05
+        while True:
+            try:
+                result = await work()
+                self.down_since = None
+                return result
+            except StoreUnavailableError as error:
+                if self.down_since is None:
+                    self.down_since = asyncio.get_running_loop().time()
+                    logger.warning("the store does not answer; work goes on when it does: %s", error)
+                await asyncio.sleep(delay_s)
+                delay_s = min(MAX_BACKOFF_S, delay_s * 2)
+
+    # -- before a batch ------------------------------------------------------------------------
+
+    async def look_up(
+        self,
+        published: Iterable[wire.Posting],
+        made: Iterable[wire.Posting],
+        workflows: Collection[str],
+        now_us: int,
+    ) -> None:
+        """Fetch what a batch may refer to and memory no longer has: artifacts and settled workflows.
+
+        Args:
+            published: From outside: the store may have these artifacts already.
+            made: By agents: new, but maybe of workflows that have left memory.
+            workflows: Other workflows that the batch is about.
+            now_us: Time of the batch.
+        """
+        core = self._core
+        core.stored = {}
+        if not core.index.floor:
+            return  # nothing ever left memory
+        names = set(workflows)
+        for posting in made:
+            self._miss_workflow(posting.envelope, names)
+        ids: set[bytes] = set()
+        for posting in published:
+            key = posting.envelope.id
+            if key not in core.index.ids and (not posting.fresh & wire.FRESH_ID or key in self._recent):
+                ids.add(key)
+            if not posting.fresh & wire.FRESH_WORKFLOW:
+                self._miss_workflow(posting.envelope, names)
+        if ids:
+            found = await self._patiently(lambda: self.store.get(ids))
+            core.stored = {envelope.id: envelope for _, envelope in found}
+        if names:
+            for row in await self._patiently(lambda: self.store.workflows(names)):
+                if row.settled and row.slot in core.slots:
+                    core.rehydrate(row, now_us)
+
+    def _miss_workflow(self, envelope: wire.Envelope, names: set[str]) -> None:
+        slot = self._core.slots.get(envelope.slot)
+        if slot is not None and envelope.correlation_id not in slot.workflows:
+            names.add(envelope.correlation_id)
+
+    async def start_count(self, query: CountQuery) -> None:
+        """Count once in the store; from then on the index keeps the count up to date."""
+        producers = () if query.produced_by is None else (query.produced_by,)
+        stored = ArtifactQuery((query.type,), producers, query.correlation_id, query.tags)
+        count = await self._patiently(lambda: self.store.count(stored))
+        self._core.index.start_count(query, count)
+
+    # -- the batch -----------------------------------------------------------------------------
+
+    async def append(self, now_us: int) -> int:
+        """Make what the core has recorded durable; returns how many records. Waits for a store that is away.
+
+        Raises:
+            StaleEpochError: Another shard owns the slots now.
+        """
+        core, changes = self._core, self._core.changes
+        if not core.records or changes is None:
+            return 0
+        records, core.records = core.records, []
+        frame = encode_frame(now_us, changes.heads, records, lambda envelope: envelope.slot in core.slots)
+        batch = changes.batch(self._lsn + 1, now_us, frame)
+        self._appending = True
+        await self._patiently(lambda: self.store.append(batch))
+        self._appending = False
+        self._lsn = batch.lsn
+        self.head = core.index.head
+        recent = self._recent
+        for _, envelope in batch.artifacts:
+            recent[envelope.id] = None
+        while len(recent) > RECENT_IDS:
+            del recent[next(iter(recent))]
+        self._rotation.note(len(frame), {record.slot for record in records})
+        return len(records)
+
+    def step(self, spawn: Callable[[Coroutine[Any, Any, None]], Any], wake: Callable[[], None]) -> None:
+        """Make room, and go on with snapshots; call between micro-batches, when everything applied is durable."""
+        self._core.evict()
+        work = self._rotation.step(self._lsn)
+        if work is not None:
+            spawn(self._save(work, wake))
+
+    async def _save(self, work: Coroutine[Any, Any, None], wake: Callable[[], None]) -> None:
+        try:
+            await work
+        except StaleEpochError:
+            pass  # the next append says so too
+        except StoreError as error:
+            logger.warning("snapshots are put off: %s", error)
+            self._rotation.give_up()
+        wake()
+
+    async def close(self) -> None:
+        """Let go of the store."""
+        await self.store.close()
+
+
+class Rotation:
+    """Snapshots every slot that changed, a few between two micro-batches, and drops the frames that they replace."""
+
+    def __init__(self, core: ShardCore, store: ShardStore, min_bytes: int) -> None:
+        """Start without a rotation."""
+        self._core = core
+        self._store = store
+        self._min_bytes = min_bytes
+        self._limit = min_bytes
+        self._bytes = 0
+        self._dirty: set[int] = set()
+        self._todo: list[int] = []
+        self._began: tuple[int, bytes] | None = None
+        """(lsn, shard state) at the beginning of the rotation under way."""
+        self._size = 0
+        self._saving = False
+
+    def begin_from(self, lsn: int, core: ShardCore) -> None:
+        """Start after a recovery: everything that is not empty has to be snapshotted once."""
+        self._dirty = {
+            i for i, slot in core.slots.items() if slot.workflows or slot.gates or slot.out_seq or slot.inbox
+        }
+        self._bytes = self._limit if lsn else 0
+
+    def note(self, size: int, slots: set[int]) -> None:
+        """Note a frame and the slots that it changed."""
+        self._bytes += size
+        self._dirty |= slots
+
+    def give_up(self) -> None:
+        """Forget the rotation under way; the slots stay due."""
+        self._dirty |= set(self._todo)
+        self._began, self._todo, self._saving = None, [], False
+        self._bytes = 0
+
+    def step(self, lsn: int) -> Coroutine[Any, Any, None] | None:
+        """Take the next snapshots; returns the work of saving them, or None when nothing is due."""
+        if self._saving:
+            return None
+        if self._began is None:
+            if self._bytes < self._limit:
+                return None
+            self._began = (lsn, snapshot_shard(self._core))
+            self._todo = sorted(self._dirty - {SHARD})
+            self._dirty, self._bytes, self._size = set(), 0, 0
+        if self._todo:
+            work = self._save(self._take(lsn))
+        else:
+            began, data = self._began
+            self._began = None
+            self._limit = max(self._min_bytes, self._size)
+            work = self._finish(began, data)
+        self._saving = True
+        return work
+
+    def _take(self, lsn: int) -> list[Snapshot]:
+        taken: list[Snapshot] = []
+        size = 0
+        while self._todo and size < STEP_BYTES:
+            index = self._todo.pop()
+            taken.append(Snapshot(index, lsn, snapshot_slot(self._core, index)))
+            size += len(taken[-1].data)
+        self._size += size
+        return taken
+
+    async def _save(self, snapshots: Sequence[Snapshot]) -> None:
+        try:
+            await self._store.save_snapshots(snapshots)
+        except StoreError:
+            self._dirty |= {snapshot.slot for snapshot in snapshots}
+            raise
+        self._saving = False
+
+    async def _finish(self, lsn: int, data: bytes) -> None:
+        await self._store.save_snapshots([Snapshot(SHARD, lsn, data)])
+        await self._store.truncate(lsn)
+        self._saving = False

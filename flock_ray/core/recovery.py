@@ -1,0 +1,269 @@
+"""Snapshots of slots, and a shard rebuilt from them and the frames behind them.
+
+Each slot is snapshotted by itself, so that no snapshot stops the shard for long: recovery skips the
+records of a slot that its snapshot has seen. A snapshot holds what can still move: settled workflows
+stay in the store's rows.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import msgspec
+
+from flock_ray.core.records import Frame, decode_frame, envelopes_of
+from flock_ray.core.rows import ERASED, SHARD, Loaded, Snapshot
+from flock_ray.core.shard import ShardCore
+from flock_ray.core.state import Activation, Gate, Item, Slot, Workflow
+from flock_ray.core.wire import Envelope, Forward, Match, SubscriptionSpec, TableSpec
+from flock_ray.errors import StoreCorruptError
+
+S = TypeVar("S", "SlotState", "ShardState")
+
+SNAPSHOT_FORMAT = 1
+
+EPOCH_SHIFT = 32
+"""Events and attempts of an epoch are numbered from epoch << 32: never the numbers of a former one."""
+
+
+class _Item(msgspec.Struct, array_like=True):
+    ref: int
+    home: int
+    announced: bool
+
+
+class _Gate(msgspec.Struct, array_like=True):
+    spec: SubscriptionSpec
+    key: bytes
+    opened_us: int
+    opened_at: int
+    deadline_us: int
+    round: int
+    timer_us: int
+    held: dict[str, list[_Item]]
+    batch: list[list[_Item]]
+
+
+class _Activation(msgspec.Struct, array_like=True):
+    id: bytes
+    agent: str
+    subscription: str
+    correlation_id: str
+    inputs: list[int]
+    created_us: int
+    priority: int
+    groups: tuple[int, ...]
+    charges: tuple[tuple[int, str, int], ...] | None
+    crashes: int
+
+
+class SlotState(msgspec.Struct, array_like=True):
+    """Everything of one slot that can still move."""
+
+    format: int
+    envelopes: list[Envelope]
+    """Those the rest refers to by their place; payloads that are stored are empty."""
+    artifacts: list[tuple[int, int]]
+    """(feed position, envelope) of unsettled workflows."""
+    workflows: list[Workflow]
+    open: list[_Activation]
+    gates: list[_Gate]
+    arrivals: dict[str, int]
+    held: list[tuple[str, str, list[tuple[int, Match]]]]
+    delayed: list[tuple[bytes, str, Match]]
+    timers: list[tuple[int, int, str, bytes, bytes]]
+    outbox: list[Forward]
+    out_seq: dict[int, int]
+    inbox: dict[int, int]
+
+
+class ShardState(msgspec.Struct, array_like=True):
+    """What the slots of a shard share."""
+
+    format: int
+    table: TableSpec
+    clock_us: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_slot = msgspec.msgpack.Decoder(SlotState).decode
+_decode_shard = msgspec.msgpack.Decoder(ShardState).decode
+
+
+def snapshot_shard(core: ShardCore) -> bytes:
+    """Encode what all slots share."""
+    return _encode(ShardState(SNAPSHOT_FORMAT, core.table, core.clock_us))
+
+
+def snapshot_slot(core: ShardCore, index: int) -> bytes:
+    """Encode a slot, after its settled workflows have left memory."""
+    core.drop_settled(index)
+    slot = core.slots[index]
+    places: dict[bytes, int] = {}
+    envelopes: list[Envelope] = []
+
+    def ref(envelope: Envelope) -> int:
+        place = places.get(envelope.id)
+        if place is None:
+            place = places[envelope.id] = len(envelopes)
+            stored = envelope.slot in core.slots
+            envelopes.append(msgspec.structs.replace(envelope, payload=b"") if stored else envelope)
+        return place
+
+    def item(held: Item) -> _Item:
+        return _Item(ref(held.envelope), held.home, held.announced)
+
+    artifacts = [
+        (seq, ref(envelope))
+        for workflow in slot.workflows.values()
+        for seq in workflow.seqs
+        if (envelope := core.index.at(seq)) is not None
+    ]
+    opened = [
+        _Activation(a.id, a.agent, a.subscription, a.correlation_id, [ref(e) for e in a.inputs], a.created_us,
+                    a.priority, a.groups, a.charges, a.crashes)
+        for a in slot.open.values()
+    ]  # fmt: skip
+    gates = [
+        _Gate(g.spec, g.key, g.opened_us, g.opened_at, g.deadline_us, g.round, g.timer_us,
+              {name: [item(i) for i in queue] for name, queue in g.held.items()},
+              [[item(i) for i in group] for group in g.batch])
+        for keys in slot.gates.values() for g in keys.values()
+    ]  # fmt: skip
+    held = [(sub, name, [(ref(e), m) for e, m in entries]) for (sub, name), entries in slot.held.items()]
+    delayed = [(key, sub, match) for (key, sub), match in slot.delayed.items()]
+    return _encode(
+        SlotState(
+            SNAPSHOT_FORMAT, envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
+            delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox,
+        )
+    )  # fmt: skip
+
+
+class Recovery:
+    """A shard on its way back: decode, fetch the payloads that are missing, rebuild."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        """Decode what a store has loaded.
+
+        Raises:
+            StoreCorruptError: It can't be read, or a newer version wrote it.
+        """
+        self._last_seq = loaded.last_seq
+        self._shard: ShardState | None = None
+        self._slots: dict[int, SlotState] = {}
+        self._lsns = {snapshot.slot: snapshot.lsn for snapshot in loaded.snapshots}
+        for snapshot in loaded.snapshots:
+            if snapshot.slot == SHARD:
+                self._shard = _read(snapshot, _decode_shard)
+            else:
+                self._slots[snapshot.slot] = _read(snapshot, _decode_slot)
+        self._frames: list[tuple[int, Frame]] = [(lsn, decode_frame(data)) for lsn, data in loaded.frames]
+
+    def missing(self) -> set[bytes]:
+        """Return the artifacts whose payloads have to be fetched."""
+        return {envelope.id for envelope in self._envelopes() if not envelope.payload}
+
+    def _envelopes(self) -> Iterable[Envelope]:
+        for state in self._slots.values():
+            yield from state.envelopes
+        for _, frame in self._frames:
+            yield from envelopes_of(frame.records)
+
+    def fill(self, bodies: dict[bytes, bytes]) -> None:
+        """Put payloads where they belong; one that the store has no more was erased."""
+        for envelope in self._envelopes():
+            if not envelope.payload:
+                msgspec.structs.force_setattr(envelope, "payload", bodies.get(envelope.id, ERASED))
+
+    def rebuild(self, core: ShardCore, epoch: int) -> int:
+        """Bring an empty core to where the journal ends; returns how many records were replayed.
+
+        What waited in a slot's journal is in the slot again, everything open is ready, and everything
+        that another slot has not acknowledged is sent again.
+        """
+        if self._shard is not None:
+            core.replay_table(self._shard.table)
+            core.clock_us = self._shard.clock_us
+        feed: list[tuple[int, Envelope]] = []
+        for index, state in self._slots.items():
+            feed += _restore(core, core.slots[index], state)
+        feed.sort(key=lambda entry: entry[0])
+        place = replayed = 0
+        for lsn, frame in self._frames:
+            core.clock_us = max(core.clock_us, frame.at_us)
+            for head, record in zip(frame.heads, frame.records, strict=True):
+                while place < len(feed) and feed[place][0] <= head:
+                    _place(core, *feed[place])
+                    place += 1
+                if lsn <= self._lsns.get(record.slot, 0):
+                    continue
+                core.index.head = head
+                core.replay(record)
+                replayed += 1
+        for seq, envelope in feed[place:]:
+            _place(core, seq, envelope)
+        core.index.head = core.index.floor = self._last_seq
+        _ready(core, epoch)
+        return replayed
+
+
+def _read(snapshot: Snapshot, decode: Callable[[bytes], S]) -> S:
+    try:
+        state = decode(snapshot.data)
+    except msgspec.DecodeError as error:
+        raise StoreCorruptError(f"The snapshot of slot {snapshot.slot} can't be read: {error}.") from error
+    if state.format != SNAPSHOT_FORMAT:
+        raise StoreCorruptError(
+            f"The snapshot of slot {snapshot.slot} was written by a newer version of flock_ray (format "
+            f"{state.format}, this one knows {SNAPSHOT_FORMAT}). Start it with that version or a later one."
+        )
+    return state
+
+
+def _place(core: ShardCore, seq: int, envelope: Envelope) -> None:
+    core.index.head = seq - 1
+    core.index.add(envelope)
+
+
+def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, Envelope]]:
+    """Fill a slot from its snapshot; returns its artifacts by feed position."""
+    envelopes = state.envelopes
+
+    def item(held: _Item) -> Item:
+        return Item(envelopes[held.ref], held.home, held.announced)
+
+    slot.workflows = {workflow.id: workflow for workflow in state.workflows}
+    for a in state.open:
+        slot.open[a.id] = Activation(
+            a.id, a.agent, a.subscription, slot.index, a.correlation_id, tuple(envelopes[i] for i in a.inputs),
+            a.created_us, a.priority, a.groups, a.charges, a.crashes,
+        )  # fmt: skip
+    for g in state.gates:
+        held = {name: deque(item(i) for i in queue) for name, queue in g.held.items()}
+        batch = [[item(i) for i in group] for group in g.batch]
+        gate = Gate(g.spec, g.key, g.opened_us, g.opened_at, g.deadline_us, held, batch, g.round, g.timer_us)
+        slot.gates.setdefault(g.spec.id, {})[g.key] = gate
+    slot.arrivals = state.arrivals
+    slot.held = {(sub, name): [(envelopes[i], m) for i, m in entries] for sub, name, entries in state.held}
+    slot.delayed = {(key, sub): match for key, sub, match in state.delayed}
+    slot.timers = state.timers
+    slot.outbox = {(f.target, f.seq): f for f in state.outbox}
+    slot.out_seq, slot.inbox = state.out_seq, state.inbox
+    core.adopt(slot)
+    return [(seq, envelopes[ref]) for seq, ref in state.artifacts]
+
+
+def _ready(core: ShardCore, epoch: int) -> None:
+    """Put everything that is derived in its place, and drop what the replay said to nobody."""
+    outbox = [forward for slot in core.slots.values() for forward in slot.outbox.values()]
+    core.local_forwards = [forward for forward in outbox if forward.target in core.slots]
+    core.remote_forwards = [forward for forward in outbox if forward.target not in core.slots]
+    core.records, core.cancels, core.quiet = [], [], []
+    if core.changes is not None:
+        core.changes.clear()
+    core.events.begin_at((epoch << EPOCH_SHIFT) + 1)
+    core.activity = epoch << EPOCH_SHIFT
+    core.reset_dispatch(epoch << EPOCH_SHIFT)
