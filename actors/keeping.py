@@ -30,7 +30,14 @@ MAX_BACKOFF_S = 2.0
 class Keeper:
     """Keeps what one shard decides."""
 
-    def __init__(self, core: ShardCore, store: ShardStore, *, snapshot_bytes: int) -> None:
+    def __init__(
+        self,
+        core: ShardCore,
+        store: ShardStore,
+        *,
+        snapshot_bytes: int,
+        on_down: Callable[[], None] = lambda: None,
+    ) -> None:
         """Keep a core in a store.
 
         Args:
@@ -38,7 +45,9 @@ class Keeper:
             store: Where.
             snapshot_bytes: Bytes of frames after which the slots are snapshotted again; more when the
                 snapshots themselves are larger.
+            on_down: Called when the store has stopped to answer.
         """
+        self._on_down = on_down
         self._core = core
         self.store = store
         self._lsn = 0
@@ -94,6 +103,7 @@ class Keeper:
                 if self.down_since is None:
                     self.down_since = asyncio.get_running_loop().time()
                     logger.warning("the store does not answer; work goes on when it does: %s", error)
+                    self._on_down()
                 await asyncio.sleep(delay_s)
                 delay_s = min(MAX_BACKOFF_S, delay_s * 2)
 

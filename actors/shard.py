@@ -82,7 +82,11 @@ class Shard(ShardOutbound, ShardReaders):
         self._settings = settings or ShardSettings()
         self.core = ShardCore(owned, max_artifacts=self._settings.max_artifacts, durable=store is not None)
         self._keeper = (
-            None if store is None else Keeper(self.core, store, snapshot_bytes=self._settings.snapshot_bytes)
+            None
+            if store is None
+            else Keeper(
+                self.core, store, snapshot_bytes=self._settings.snapshot_bytes, on_down=self._turn_away
+            )
         )
         self._clock = clock
         self._peers = peers
@@ -205,6 +209,18 @@ class Shard(ShardOutbound, ShardReaders):
         self._inbox_bytes += size
         self._wake.set()
         return future
+
+    def _turn_away(self) -> None:
+        """Answer the publishers that wait while the store is away; nothing of theirs was applied."""
+        waiting, self._inbox = self._inbox, deque()
+        for entry in waiting:
+            kind, _, size, future = entry
+            if kind != "publish":
+                self._inbox.append(entry)
+                continue
+            self._inbox_bytes -= size
+            if not future.done():
+                future.set_result(wire.encode(self._refusal() or wire.PublishReply("unavailable")))
 
     def _refusal(self) -> wire.PublishReply | None:
         if self._closed:

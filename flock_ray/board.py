@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
@@ -255,7 +255,7 @@ class Board:
         deadline = self._monotonic() + self._publish_timeout_s
         while True:
             blob = wire.encode(wire.PublishBatch(matched_with, batch))
-            reply = wire.decode_publish_reply(await self._call(self.shard(shard).publish(blob)))
+            reply = wire.decode_publish_reply(await self._within(deadline, self.shard(shard).publish(blob)))
             if reply.status == "ok":
                 for position, outcome in zip(positions, reply.outcomes, strict=True):
                     outcomes[position] = outcome
@@ -268,12 +268,37 @@ class Board:
                 matched_with = self.edge.table.version
                 continue
             if self._monotonic() >= deadline:
-                raise BackpressureError(
-                    f"The board took no new artifacts for {self._publish_timeout_s:g} s: its agents are slower "
-                    "than its publishers. Publish again later, add replicas, or raise publish_timeout.",
-                    retry_after_s=reply.retry_after_s or 1.0,
-                )
+                self._give_up(reply)
             await asyncio.sleep(reply.retry_after_s or 0.05)
+
+    def _give_up(self, reply: wire.PublishReply) -> NoReturn:
+        """Raise what a batch that was not taken in time stands for."""
+        if reply.status == "unavailable":
+            raise StoreUnavailableError(
+                f"The board's store did not answer for {self._publish_timeout_s:g} s. What was accepted is kept; "
+                "publish this again when the store is back, or raise publish_timeout."
+            )
+        raise BackpressureError(
+            f"The board took no new artifacts for {self._publish_timeout_s:g} s: its agents are slower "
+            "than its publishers. Publish again later, add replicas, or raise publish_timeout.",
+            retry_after_s=reply.retry_after_s or 1.0,
+        )
+
+    async def _within(self, deadline: float, call: Any) -> Any:
+        """Wait for the answer to a publish until the deadline."""
+        answer = asyncio.ensure_future(self._call(call))
+        try:
+            done, _ = await asyncio.wait([answer], timeout=max(0.01, deadline - self._monotonic()))
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        if done:
+            return answer.result()
+        answer.cancel()
+        raise StoreUnavailableError(
+            f"The board did not answer within {self._publish_timeout_s:g} s, so it is unknown whether it has the "
+            "artifacts. Publishing the same again is safe with an idempotency_key."
+        )
 
     async def _call(self, call: Any) -> Any:
         if self.closed:
@@ -282,7 +307,8 @@ class Board:
             return await call
         except PeerGoneError as gone:
             raise StoreUnavailableError(
-                f"A shard of the board is gone ({gone}). A memory board is lost with its shard's process."
+                f"A shard of the board is gone ({gone}). A memory board is lost with its shard's process; "
+                "one with persistence comes back: try again."
             ) from gone
 
     # -- waiting -------------------------------------------------------------------------------
