@@ -13,15 +13,19 @@ from bench.machine import REPOSITORY, describe
 from bench.report import judge, table
 from bench.runner import Job, run_here, run_job
 
-NAMES = ("match_cost", "startup", "chain", "slow_async", "board_size", "naive", "toy")
+NAMES = ("match_cost", "startup", "chain", "slow_async", "board_size", "durable", "naive", "toy")
 """In the order they run; `toy` alone is for working on the toy."""
 SHARDS = (1, 2, 4)
+BACKENDS = ("memory", "sqlite", "postgres", "redis")
 
 
 def _jobs(names: list[str], *, quick: bool) -> list[Job]:
     jobs: list[Job] = []
     for name in NAMES:
         if name not in names:
+            continue
+        if name == "durable":
+            jobs += [Job("durable", {"quick": quick, "backend": b}, f"durable-{b}") for b in BACKENDS]
             continue
         if name not in ("chain", "toy"):
             jobs.append(Job(name, {"quick": quick}, name))

@@ -11,6 +11,8 @@ Verdict = Literal["PASS", "FAIL", "ERROR", ""]
 
 MIN_RATE_RATIO, GOAL_RATE_RATIO = 0.35, 0.60
 MAX_LATENCY_RATIO = 2.0
+MIN_DURABLE_RATIO = 0.40
+MAX_COMMIT_RATIO = 3.0
 MAX_BOARD_RATIO = 1.3
 MAX_GROWTH_BYTES = 10_000_000
 """Of a process, for 100,000 artifacts more than retention keeps: 100 bytes each is fragmentation."""
@@ -205,6 +207,55 @@ def _match_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def _durable_rows(results: Results) -> list[Row]:
+    """Each backend beside the in-memory figure, and beside what it can do by itself."""
+    memory = results.get("durable-memory")
+    rows = []
+    for backend in ("memory", "sqlite", "postgres", "redis"):
+        result = results.get(f"durable-{backend}")
+        if result is None:
+            continue
+        rate, base = result["items_per_s"], _number(memory, "items_per_s")
+        judged = backend != "memory" and base is not None
+        rows.append(
+            Row(
+                f"durable chain on {backend}, items/s (column toy: in memory)",
+                _count(rate),
+                _count(base),
+                f"{rate / base:.0%}" if base else "",
+                f">= {MIN_DURABLE_RATIO:.0%}" if judged else "",
+                _judge(rate >= MIN_DURABLE_RATIO * base) if judged and base else "",
+            )
+        )
+        rows.append(
+            Row(f"one chain on an idle {backend} board, p50", _milliseconds(result["chain_ms"]["p50"]))
+        )
+        if floor := result["floor"]:
+            rows += _floor_rows(backend, result, floor)
+    return rows
+
+
+def _floor_rows(backend: str, result: dict[str, Any], floor: dict[str, Any]) -> list[Row]:
+    single, commit = result["publish_ms"]["p50"], floor["commit_ms"]["p50"]
+    share = result["items_per_s"] * 4 / floor["rows_per_s"]
+    return [
+        Row(
+            f"artifacts/s on {backend} (column toy: rows of 300 B in batches of 100)",
+            _count(result["items_per_s"] * 4),
+            _count(floor["rows_per_s"]),
+            f"{share:.0%}",
+        ),
+        Row(
+            f"one durable publish on {backend}, p50 (column toy: one row, one commit)",
+            f"{single:.2f} ms",
+            f"{commit:.2f} ms",
+            f"{single / commit:.2f}x",
+            f"<= {MAX_COMMIT_RATIO:g}x",
+            _judge(single <= MAX_COMMIT_RATIO * commit),
+        ),
+    ]
+
+
 def judge(results: Results) -> list[Row]:
     """Turn results by job label into rows; a failed job is a row with the verdict ERROR."""
     good = {label: result for label, result in results.items() if "error" not in result}
@@ -226,6 +277,7 @@ def judge(results: Results) -> list[Row]:
     for label, make in single.items():
         if label in good:
             rows += make(good[label])
+    rows += _durable_rows(good)
     rows += [Row(label, results[label]["error"], verdict="ERROR") for label in results.keys() - good.keys()]
     return rows + _load_rows(results)
 
