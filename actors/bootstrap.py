@@ -14,7 +14,7 @@ from flock_ray.actors.handles import ActorLink, PatientLink, RayPeers, actor_nam
 from flock_ray.actors.processes import MAX_PENDING, BoardPlan, RouterActor, ShardActor
 from flock_ray.board import BoardLinks
 from flock_ray.config import RayConfig
-from flock_ray.errors import ConfigurationError
+from flock_ray.errors import ConfigurationError, FlockError
 from flock_ray.ports import PeerGoneError
 
 _started_here = False
@@ -97,8 +97,13 @@ async def open_board(plan: BoardPlan) -> RayBoard:
     router = PatientLink(
         name, plan.namespace, RouterActor.options(name=name, max_restarts=-1, **options).remote(plan)
     )
-    await asyncio.gather(*(shard.start_up() for shard in shards), router.describe())
-    return RayBoard(BoardLinks(shards, router, RayPeers(plan.namespace).worker), plan, True)
+    board = RayBoard(BoardLinks(shards, router, RayPeers(plan.namespace).worker), plan, True)
+    try:
+        await asyncio.gather(*(shard.start_up() for shard in shards), router.describe())
+    except FlockError:  # a shard can't recover: leave nothing behind
+        await board.close()
+        raise
+    return board
 
 
 def _shard_link(plan: BoardPlan, name: str, handle: Any = None) -> ActorLink:

@@ -14,6 +14,7 @@ from uuid import uuid4
 from flock_ray.actors.pools import SHARED, Pool, PoolKeeper, RouterSettings, WorkerEntry
 from flock_ray.actors.worker import pool_of
 from flock_ray.core import wire
+from flock_ray.core.schema import merge_types
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.errors import ConfigurationError, DeployConflictError, FlockError
 from flock_ray.ports import PeerGoneError, Peers, Spawner
@@ -49,6 +50,7 @@ class Router(PoolKeeper):
         self._batch_number = 0
         self._deploying = asyncio.Lock()
         self.incarnation = uuid4().hex
+        self._failure: FlockError | None = None
 
     def start(self, *, first: bool = True) -> None:
         """Begin to work; call once, on the loop that serves the router.
@@ -83,8 +85,11 @@ class Router(PoolKeeper):
         Raises:
             DeployConflictError: Another driver deployed a different agent under the same name.
             ConfigurationError: A worker can't load an agent.
+            StoreCorruptError: A shard of the board can't recover.
         """
         await self._recovered.wait()
+        if self._failure is not None:
+            raise self._failure
         async with self._deploying:
             new = {(p := wire.decode_package(blob)).info.name: (p, blob) for blob in packages}
             changed = {name: entry for name, entry in new.items() if self._differs(name, entry[0], replace)}
@@ -166,6 +171,7 @@ class Router(PoolKeeper):
             self._version,
             tuple(package.info for package in packages),
             tuple(spec for package in packages for spec in package.subscriptions),
+            merge_types((info for package in packages for info in package.types), ()),
         )
 
     def _refresh_pools(self) -> None:
@@ -241,7 +247,12 @@ class Router(PoolKeeper):
         Shards that have come back from their journals know the table and not the code; workers have it, and
         without them the drivers bring it again. Until then what is open waits.
         """
-        answers = [await self._ask_table(index) for index in range(self._num_shards)]
+        try:
+            answers = [await self._ask_table(index) for index in range(self._num_shards)]
+        except FlockError as failure:  # a shard can't recover: no board can be made of the others
+            self._failure = failure
+            self._recovered.set()
+            return
         self._version = max(version for version, _ in answers)
         self._blobs = next((blobs for version, blobs in answers if version == self._version and blobs), {})
         if self._version and not self._blobs and not first:
