@@ -23,7 +23,7 @@ from flock_ray.actors.shard import Shard, ShardSettings
 from flock_ray.actors.worker import Worker
 from flock_ray.core.ids import owned_slots
 from flock_ray.deployment import CloudpickleCodec
-from flock_ray.errors import PoolSaturatedError
+from flock_ray.errors import FlockError, PoolSaturatedError, StaleEpochError
 from flock_ray.ports import PeerGoneError, Persistence
 
 SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
@@ -31,6 +31,10 @@ SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
 
 WORKER_GC_THRESHOLDS = (50_000, 20, 50)
 """Models of one batch die together by reference count; user code that makes cycles is still cleaned up often."""
+
+FENCED_EARLY_S = 30.0
+"""A shard that Ray has restarted and that is fenced within this time was overtaken by its own predecessor. Later, or
+without a restart, somebody else has opened the board: fighting back would only fence in turns."""
 
 START_TIMEOUT_S = 60.0
 GONE_AFTER_S = 20.0
@@ -59,6 +63,13 @@ class BoardPlan:
         return self.persistence is not None
 
 
+def was_restarted() -> bool:
+    """Say whether Ray has started this actor before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray warns of what its own property uses
+        return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
 class RayShard(Shard):
     """A shard in its own process."""
 
@@ -70,9 +81,17 @@ class RayShard(Shard):
             store=None if plan.persistence is None else plan.persistence.store(plan.namespace, index, owned),
             clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
         )  # fmt: skip
+        self._born = time.monotonic()
         gc.set_threshold(*SHARD_GC_THRESHOLDS)
         gc.freeze()  # what start-up made stays: no collection looks at it again
         self.start()
+
+    def _fail(self, failure: FlockError) -> None:
+        """Stop for good; a successor that a dying predecessor has fenced tries once more, as a new process."""
+        super()._fail(failure)
+        young = time.monotonic() - self._born < FENCED_EARLY_S
+        if isinstance(failure, StaleEpochError) and young and was_restarted():
+            asyncio.get_running_loop().call_later(1.0, os._exit, 1)  # once open calls have their answers
 
     async def start_up(self) -> int:
         """Wait until the shard has recovered. Returns the process id.
@@ -138,10 +157,7 @@ class RayRouter(Router):
     def _begin(self) -> None:
         if not self._started:
             self._started = True
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Ray warns of what its own property uses
-                restarted = ray.get_runtime_context().was_current_actor_reconstructed
-            self.start(first=not restarted)
+            self.start(first=not was_restarted())
 
     async def describe(self) -> BoardPlan:
         """Return what a second driver must know to join the board."""

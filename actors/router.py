@@ -194,7 +194,7 @@ class Router(PoolKeeper):
         await self._take_report(report)
         if not report.has_agents and self._installed:
             # It has come back from its journal, which has the table and no code.
-            self._spawn(self._install_at_shard(report.shard, wire.encode(self._table())))
+            self._spawn(self._bring_code(report.shard))
         if report.grant_seq and self._granted.get(report.shard) == self._grants_version:
             await self._wait_for_change(self._settings.renew_every_s)
         self._granted[report.shard] = self._grants_version
@@ -203,6 +203,10 @@ class Router(PoolKeeper):
             self._batch_number, self._settings.permit_ttl_s, self._grants(), tuple(self._lost)
         )
         return wire.encode(batch)
+
+    async def _bring_code(self, shard: int) -> None:
+        with contextlib.suppress(PeerGoneError):  # gone again: its successor will ask
+            await self._install_at_shard(shard, wire.encode(self._table()))
 
     async def demand(self, blob: bytes) -> None:
         """Take a ShardReport because work waits."""
