@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flock_ray.core.ids import attempt_of
 from flock_ray.core.rows import ActivationRow, Decision, StoreBatch, WorkflowRow
 from flock_ray.core.state import MATCH_AGENT, Activation, Workflow
 from flock_ray.core.wire import Completion, Envelope, ErrorInfo
@@ -47,7 +48,7 @@ class Changes:
         run_us = attempt = 0
         if completion is not None:
             outputs = [posting.envelope.id for posting in completion.outputs]
-            run_us, attempt, error = completion.run_us, completion.attempt, completion.error
+            run_us, attempt, error = completion.run_us, attempt_of(completion.attempt), completion.error
         self.ended.append(
             ActivationRow(
                 activation.id, activation.agent, activation.subscription, activation.slot,

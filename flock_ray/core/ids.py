@@ -12,6 +12,15 @@ NUM_SLOTS = 256
 """Slots of a board. Fixed when a board is created."""
 
 
+EPOCH_SHIFT = 32
+"""Events and attempts of an epoch are numbered from epoch << 32: never the numbers of a former one."""
+
+
+def attempt_of(number: int) -> int:
+    """Return the attempt within its epoch, from 1."""
+    return number & ((1 << EPOCH_SHIFT) - 1)
+
+
 def slot_of(partition_key: str) -> int:
     """Return the slot (0-255) that owns a partition key."""
     return crc32(partition_key.encode()) & (NUM_SLOTS - 1)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from flock_ray.core.ids import EPOCH_SHIFT
 from flock_ray.core.records import Frame, decode_frame, envelopes_of
 from flock_ray.core.rows import ERASED, SHARD, Loaded, Snapshot
 from flock_ray.core.shard import ShardCore
@@ -23,9 +24,6 @@ from flock_ray.errors import StoreCorruptError
 S = TypeVar("S", "SlotState", "ShardState")
 
 SNAPSHOT_FORMAT = 1
-
-EPOCH_SHIFT = 32
-"""Events and attempts of an epoch are numbered from epoch << 32: never the numbers of a former one."""
 
 
 class _Item(msgspec.Struct, array_like=True):

@@ -22,6 +22,7 @@ from flock_ray.errors import (
     ConfigurationError,
     TypeRegistrationError,
     UnknownTypeError,
+    VersionConflictError,
 )
 
 __all__ = [
@@ -181,13 +182,28 @@ class TypeRegistry:
             )
         mark.upcasters[from_version] = function
 
+    def upcasters_for(self, cls: type[BaseModel]) -> frozenset[int]:
+        """Return the versions of a registered class that an upcaster reads; like `name_for`."""
+        return frozenset(self._mark_for(cls).upcasters)
+
+    def reads(self, name: str, version: int, *, cls: type[BaseModel] | None = None) -> bool:
+        """Say whether payloads of a version are not newer than what this process knows of the type.
+
+        Args:
+            name: Of the type; one that is not registered is not said to be newer.
+            version: Under which a payload was written.
+            cls: The class that would read it; None is the registered one.
+        """
+        entry = self._types.get(name) if cls is None else self.ensure(cls)
+        return entry is None or version <= entry.version
+
     def upcast(self, name: str, version: int, data: dict[str, Any]) -> dict[str, Any]:
         """Bring an old payload to the current version, one upcaster after the other.
 
         Raises:
             UnknownTypeError: Nothing is registered under the name.
-            ArtifactSchemaError: The version is newer than the class, an upcaster is missing,
-                or it raised.
+            VersionConflictError: The version is newer than the class.
+            ArtifactSchemaError: An upcaster is missing, or it raised.
         """
         return _upcast(self.get(name), version, data)
 
@@ -205,7 +221,8 @@ class TypeRegistry:
 
         Raises:
             UnknownTypeError: Nothing is registered under the name.
-            ArtifactSchemaError: The payload does not fit, or its version cannot be read here.
+            VersionConflictError: The version is newer than the class: this program is too old for it.
+            ArtifactSchemaError: The payload does not fit, or an upcaster is missing or raised.
         """
         entry = self.get(name) if cls is None else self.ensure(cls)
         validator = entry.cls.__pydantic_validator__
@@ -411,10 +428,14 @@ def _same_definition(old: Any, new: Any) -> bool:
 
 def _upcast(entry: RegisteredType, version: int, data: dict[str, Any]) -> dict[str, Any]:
     mark = cast(_Mark, _mark_of(entry.cls))
-    if version > entry.version or version < 1:
-        raise ArtifactSchemaError(
+    if version > entry.version:
+        raise VersionConflictError(
             f"An artifact of type {entry.name!r} has version {version}; this process knows up to "
-            f"{entry.version}. Upgrade this process.",
+            f"{entry.version}. Upgrade this process."
+        )
+    if version < 1:
+        raise ArtifactSchemaError(
+            f"An artifact of type {entry.name!r} has version {version}; versions count from 1. Correct its producer.",
             type_name=entry.name,
             version=version,
         )

@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection
 from heapq import heappop, heappush
 from typing import Any
 
+import msgspec
+
 from flock_ray.core import gates
 from flock_ray.core.changes import workflow_from
 from flock_ray.core.delivery import DeliveryDesk
 from flock_ray.core.ids import single_prefix
+from flock_ray.core.parking import Parked, input_is_newer
 from flock_ray.core.records import (
     Cancelled,
     Completed,
@@ -29,6 +32,7 @@ from flock_ray.core.records import (
     Ticked,
 )
 from flock_ray.core.rows import Decision, WorkflowRow
+from flock_ray.core.schema import merge_types
 from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot
 from flock_ray.core.wire import (
     CONFLICT,
@@ -63,6 +67,7 @@ class ShardCore(DeliveryDesk):
         super().__init__(owned, max_artifacts=max_artifacts, durable=durable)
         self.stored: dict[bytes, Envelope] = {}
         """Artifacts of the batch at hand that the store has and memory has not."""
+        self.parked = Parked()
         self._replays: dict[type, Callable[[Any], None]] = {
             Published: lambda r: self._on_published(r),
             Completed: lambda r: self._on_completed(r, self.slots[r.slot].open[r.completion.id]),
@@ -90,9 +95,12 @@ class ShardCore(DeliveryDesk):
         """Take a newer version of the subscription table; an older or equal one changes nothing (False)."""
         if table.version <= self.table.version:
             return False
-        record = Installed(now_us, table)
+        # Types of agents that are gone stay known: their artifacts are still here.
+        types = merge_types(table.types, self.table.types)
+        record = Installed(now_us, msgspec.structs.replace(table, types=types))
         self._log(record)
         self._on_installed(record)
+        self.try_again()
         self._decide(now_us, "table.installed", f"version {table.version}")
         return True
 
@@ -141,6 +149,9 @@ class ShardCore(DeliveryDesk):
                 self.dispatch.release(activation)
                 self.dispatch.push(activation, front=True)
             return False
+        if completion.error is not None and input_is_newer(completion):
+            self._wait_for_code(activation, completion, now_us)
+            return False
         if activation.worker is not None and completion.attempt != activation.attempt:
             self.cancels.append((activation.worker, activation.id))
         self.dispatch.release(activation, completion.run_us or 1)
@@ -148,6 +159,30 @@ class ShardCore(DeliveryDesk):
         self._log(record)
         self._on_completed(record, activation)
         return True
+
+    def _wait_for_code(self, activation: Activation, completion: Completion, now_us: int) -> None:
+        """Keep an activation whose worker can't read its input: it waits for a deploy, or for newer workers."""
+        if activation.worker is None or completion.attempt != activation.attempt:
+            return  # a late answer of a former attempt
+        self.dispatch.release(activation)
+        if self.parked.park(activation, self.table.version):
+            self.events.note(
+                now_us, "activation.needs_code", agent=activation.agent, activation_id=activation.id,
+                correlation_id=activation.correlation_id,
+                artifact_ids=tuple(e.id for e in activation.inputs), detail=completion.notes[0][1],
+            )  # fmt: skip
+        else:
+            self.dispatch.push(activation, front=True)
+
+    def try_again(self, workers: Collection[str] | None = None) -> None:
+        """Make ready what waits for newer code: after a deploy, or when other workers are there than before.
+
+        Args:
+            workers: Those that can get work now; None: there was a deploy.
+        """
+        for activation in self.parked.release(workers):
+            if self.slots[activation.slot].open.get(activation.id) is activation:
+                self.dispatch.push(activation)
 
     def tick(self, now_us: int) -> None:
         """Fire every timer that is due."""

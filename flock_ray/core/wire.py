@@ -239,12 +239,25 @@ class AgentInfo(msgspec.Struct, array_like=True, frozen=True):
     identity: bytes = b""
 
 
+class TypeInfo(msgspec.Struct, array_like=True, frozen=True):
+    """A version of an artifact type, as it was deployed: what `flock check --against` compares with."""
+
+    name: str
+    version: int
+    digest: str
+    """Hash of the schema; equal for equal schemas."""
+    schema: bytes = b""
+    """JSON schema without titles and descriptions; empty when it is too large."""
+
+
 class TableSpec(msgspec.Struct, array_like=True, frozen=True):
     """A version of the subscription table as shards hold it."""
 
     version: int
     agents: tuple[AgentInfo, ...]
     subscriptions: tuple[SubscriptionSpec, ...]
+    types: tuple[TypeInfo, ...] = ()
+    """Types that the agents consume and publish; a shard keeps those of former tables, too."""
 
 
 class PoolInfo(msgspec.Struct, array_like=True, frozen=True):
@@ -271,6 +284,8 @@ class AgentPackage(msgspec.Struct, array_like=True, frozen=True):
     fingerprint: str
     """Equal for equal code and declarations."""
     owner: str = ""
+    types: tuple[TypeInfo, ...] = ()
+    """Types that the agent consumes and publishes."""
 
 
 class AgentDemand(msgspec.Struct, array_like=True, frozen=True):

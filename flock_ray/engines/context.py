@@ -28,7 +28,7 @@ class Context:
     activation_id: uuid.UUID
     """Names the run: the same in every attempt, so it can be an idempotency key elsewhere."""
     attempt: int
-    """Counts executions of this run, from 1."""
+    """Counts executions of this run, from 1; from 1 again when its shard has come back from its journal."""
     artifacts: list[Artifact] = field(default_factory=list)
     """What the agent may see of the board; empty unless `with_context()` or `enable_context` asked for it."""
     state: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +40,11 @@ class Context:
     """Which tick of its schedule this is, from 0; None when no timer triggered the run."""
     fire_time: datetime | None = None
     """When the timer was due, aware; None when no timer triggered the run."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """What to give to a service outside the board, so that a second execution of this run changes nothing there."""
+        return self.task_id
 
     def get_variable(self, key: str, default: Any = None) -> Any:
         """Return a value of `state`, or the default when there is none."""

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flock_ray.artifact import Artifact
 from flock_ray.core.definition import OutputGroup, Subscription
+from flock_ray.core.ids import attempt_of
+from flock_ray.core.parking import newer_input
 from flock_ray.core.system_types import TimerTick
 from flock_ray.core.visibility import AgentIdentity
-from flock_ray.core.wire import Completion, ErrorInfo, Posting, Task
+from flock_ray.core.wire import Completion, Envelope, ErrorInfo, Posting, Task
 from flock_ray.engines.best_of import PROPAGATED, best_of, best_of_sync
 from flock_ray.engines.chain import ComponentChain
 from flock_ray.engines.component import EvalInputs, EvalResult
@@ -242,7 +244,7 @@ class AgentRunner:
             correlation_id=task.correlation_id,
             task_id=task.id.hex(),
             activation_id=uuid.UUID(bytes=task.id),
-            attempt=task.attempt,
+            attempt=attempt_of(task.attempt),
             artifacts=list(history),
             is_batch=self._plan_of(task).is_batch,
             trigger_type="artifact" if timer is None else "timer",
@@ -392,7 +394,18 @@ class AgentRunner:
             await made
         return True
 
+    def _newer_input(self, task: Task) -> Envelope | None:
+        """Return an input of a version that this worker's code does not know; None when it knows all."""
+        plan = self._plans.get(task.subscription)
+        classes = {} if plan is None else plan.classes
+        reads = self._registry.reads
+        return next((e for e in task.inputs if not reads(e.type, e.version, cls=classes.get(e.type))), None)
+
     def _failed(self, task: Task, info: ErrorInfo, run_us: int, notes: list[Note]) -> Completion:
+        newer = self._newer_input(task)
+        if newer is not None:
+            # Whatever was raised: the agent could not have read it. The shard keeps the activation.
+            return newer_input(task, newer, run_us)
         postings: tuple[Posting, ...] = ()
         try:
             postings = (self._poster.error(task, info),)

@@ -1,0 +1,20 @@
+-- Groups of commands, each done only if what its checks ask for is still so.
+-- KEYS: head, keys of the commands. ARGV: token, groups in msgpack: {{checks, commands}, ...};
+-- a check is {expected reply, command, key, arguments...}.
+local head = redis.call('HMGET', KEYS[1], 't', 'l')
+if not head[2] then return {'LOST'} end
+if head[1] ~= ARGV[1] then return {'STALE'} end
+local done = {}
+for i, group in ipairs(cmsgpack.unpack(ARGV[2])) do
+  local holds = 1
+  for _, check in ipairs(group[1]) do
+    if tostring(redis.call(check[2], KEYS[check[3]], unpack(check, 4))) ~= check[1] then holds = 0 end
+  end
+  if holds == 1 then
+    for _, command in ipairs(group[2]) do
+      redis.call(command[1], KEYS[command[2]], unpack(command, 3))
+    end
+  end
+  done[i] = holds
+end
+return {'OK', done}
