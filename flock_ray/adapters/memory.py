@@ -71,6 +71,10 @@ class MemoryStore:
     async def load(self) -> Loaded:
         """Return snapshots and frames."""
         self._check_epoch()
+        return await self.peek()
+
+    async def peek(self) -> Loaded:
+        """Return snapshots and frames, whoever asks."""
         disk = self.disk
         covered = disk.snapshots[SHARD].lsn if SHARD in disk.snapshots else 0
         if missing := set(range(covered + 1, disk.last_lsn + 1)) - disk.frames.keys():
@@ -220,6 +224,11 @@ class MemoryPersistence:
         if num_shards not in (None, len(known)):
             raise ConfigurationError(f"The board {board!r} has {len(known)} shards, not {num_shards}.")
         return len(known)
+
+    async def find(self, board: str) -> int | None:
+        """Return the number of shards of a board."""
+        known = self.boards.get(board)
+        return None if known is None else len(known)
 
     def store(self, board: str, shard: int, slots: Collection[int]) -> MemoryStore:
         """Open the store of a shard."""

@@ -1,0 +1,196 @@
+"""SQLite: boards on the disk of one machine, nothing to install, every accepted batch fsynced.
+
+A board is a folder: `board.db` says how many shards it has, and `shard-0000.db` and so on are the shards,
+each a SQLite file in WAL mode with `synchronous=FULL`: a batch is in the file's log, and the log is on the
+disk, before its `append` returns. On macOS the connections ask for F_FULLFSYNC, as a plain fsync stops at
+the drive's cache there. WAL needs shared memory between the processes: a network file system will not do.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from flock_ray.adapters import sqlite_journal as journal
+from flock_ray.adapters.sqlite_append import Appender
+from flock_ray.adapters.sqlite_board import find_board, prepare_board
+from flock_ray.adapters.sqlite_files import Lane, ShardFile, board_folder, in_thread, risks
+from flock_ray.adapters.sqlite_queries import Questions
+from flock_ray.core.rows import (
+    ActivationRow,
+    ArtifactQuery,
+    Loaded,
+    Snapshot,
+    StoreBatch,
+    Summary,
+    WorkflowRow,
+)
+from flock_ray.core.wire import Envelope
+from flock_ray.ports import ShardStore
+
+__all__ = ["SQLitePersistence", "SQLiteStore"]
+
+
+class SQLitePersistence:
+    """Keeps boards in SQLite files on this machine: what was accepted survives crashes and power loss.
+
+    Every process of a board must run on the machine that has the folder.
+    """
+
+    mode = "sqlite"
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
+        """Say where; nothing is opened or created yet.
+
+        Args:
+            path: A folder, created by `prepare` for its user alone (0700); a relative one counts from here.
+            timeout: How long to wait for a lock on a file, in seconds.
+        """
+        self.path = Path(os.path.abspath(path))
+        self.timeout = timeout
+        self._warnings: list[str] = []
+
+    def __repr__(self) -> str:
+        """Show the settings; there is no secret among them."""
+        return f"SQLitePersistence({str(self.path)!r}, timeout={self.timeout!r})"
+
+    async def prepare(self, board: str, num_shards: int | None) -> int:
+        """Create a board's files, or check those that are there, and return its number of shards.
+
+        Args:
+            board: Name of the board.
+            num_shards: What the user asked for; None: what the board has, 1 for a new one.
+
+        Raises:
+            ConfigurationError: The folder can't be written, holds what is not ours or is newer, lacks a
+                shard, or has another number of shards.
+            StoreUnavailableError: Another process holds a lock, or the disk is full; retryable.
+        """
+        number = await in_thread(lambda: prepare_board(self.path, board, num_shards, self.timeout))
+        self._warnings = risks(self.path)
+        return number
+
+    async def find(self, board: str) -> int | None:
+        """Return the number of shards of a stored board; None when there is none. Creates nothing.
+
+        Raises:
+            ConfigurationError: The folder can't be used, or holds what is not ours or is newer.
+            StoreUnavailableError: Another process holds a lock; retryable.
+        """
+        return await in_thread(lambda: find_board(self.path, board, self.timeout))
+
+    def store(self, board: str, shard: int, slots: Collection[int]) -> ShardStore:
+        """Return the store of one shard; its file is opened at the first call."""
+        file = ShardFile(board, shard, board_folder(self.path, board) / f"shard-{shard:04}.db")
+        return SQLiteStore(file, self.timeout)
+
+    def warnings(self) -> list[str]:
+        """Say what could be lost; empty before `prepare`, and when nothing could."""
+        return list(self._warnings)
+
+
+class SQLiteStore:
+    """One shard's file: a writer, a reader for ids and a reader for searches, each with its own thread."""
+
+    mode = "sqlite"
+
+    def __init__(self, file: ShardFile, timeout: float) -> None:
+        """Say which file, and how long to wait for a lock, in seconds."""
+        self._file = file
+        self._epoch = 0
+        self._writer = Lane(file, timeout, write=True)
+        self._points = Lane(file, timeout, write=False)
+        self._searches = Lane(file, timeout, write=False)
+        self._appender = Appender(file, 0)
+        self._questions = Questions(file)
+
+    # the journal
+
+    async def acquire(self) -> int:
+        """Become the writer."""
+        self._epoch = await self._writer.run(journal.acquire)
+        self._appender = Appender(self._file, self._epoch)
+        return self._epoch
+
+    async def load(self) -> Loaded:
+        """Return snapshots and frames, checked."""
+        return await self._writer.run(lambda c: journal.load(c, self._file, self._epoch))
+
+    async def append(self, batch: StoreBatch) -> None:
+        """Make a batch durable."""
+        await self._writer.run(lambda c: self._appender.append(c, batch))
+
+    async def save_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
+        """Replace snapshots."""
+        await self._writer.run(lambda c: journal.save_snapshots(c, self._epoch, snapshots))
+
+    async def truncate(self, lsn: int) -> None:
+        """Drop frames."""
+        await self._writer.run(lambda c: journal.truncate(c, self._epoch, lsn))
+
+    async def close(self) -> None:
+        """Close the connections and end their threads."""
+        for lane in (self._writer, self._points, self._searches):
+            await lane.close()
+
+    # the index
+
+    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+        """Return payloads by artifact id."""
+        return await self._points.run(lambda c: self._questions.bodies(c, ids))
+
+    async def get(self, ids: Collection[bytes]) -> list[tuple[int, Envelope]]:
+        """Return artifacts by id."""
+        return await self._points.run(lambda c: self._questions.get(c, ids))
+
+    async def recent_ids(self, limit: int) -> list[bytes]:
+        """Return the newest ids, the oldest of them first."""
+        return await self._points.run(lambda c: self._questions.recent_ids(c, limit))
+
+    async def read(self, query: ArtifactQuery, after: int, limit: int) -> list[tuple[int, Envelope]]:
+        """Return artifacts by feed position."""
+        return await self._searches.run(lambda c: self._questions.read(c, query, after, limit))
+
+    async def page(self, query: ArtifactQuery, limit: int, offset: int) -> list[tuple[int, Envelope]]:
+        """Return artifacts by (creation time, id)."""
+        return await self._searches.run(lambda c: self._questions.page(c, query, limit, offset))
+
+    async def count(self, query: ArtifactQuery) -> int:
+        """Count artifacts."""
+        return await self._searches.run(lambda c: self._questions.count(c, query))
+
+    async def summarize(self, query: ArtifactQuery) -> Summary:
+        """Count artifacts by several properties."""
+        return await self._searches.run(lambda c: self._questions.summarize(c, query))
+
+    async def workflows(self, ids: Collection[str]) -> list[WorkflowRow]:
+        """Return workflows by id."""
+        return await self._points.run(lambda c: self._questions.workflows(c, ids))
+
+    async def activations(self, workflow: str, limit: int) -> list[ActivationRow]:
+        """Return ended activations of a workflow."""
+        return await self._points.run(lambda c: self._questions.activations(c, workflow, limit))
+
+    async def consumptions(self, ids: Collection[bytes]) -> list[ActivationRow]:
+        """Return ended activations by input."""
+        return await self._points.run(lambda c: self._questions.consumptions(c, ids))
+
+    async def settled_before(self, before_us: int, limit: int) -> list[WorkflowRow]:
+        """Return settled workflows."""
+        return await self._searches.run(lambda c: self._questions.settled_before(c, before_us, limit))
+
+    async def remove_workflows(self, workflows: Sequence[tuple[int, str]]) -> int:
+        """Delete settled workflows."""
+        appender = self._appender
+
+        def remove(connection: sqlite3.Connection) -> int:
+            appender.forget()
+            return journal.remove_workflows(connection, self._file, self._epoch, workflows)
+
+        return await self._writer.run(remove)
+
+    async def erase(self, ids: Collection[bytes]) -> int:
+        """Overwrite payloads for good."""
+        return await self._writer.run(lambda c: journal.erase(c, self._epoch, ids))
