@@ -143,7 +143,7 @@ class Board:
                     return
                 await asyncio.sleep(0.5)
                 continue
-            if known:
+            if router != known:  # the first one too: it need not be the one that took the deploy
                 packages = [package(d, self._registry, self._codec, self._owner) for d in self._mine.values()]
                 with contextlib.suppress(FlockError):  # whoever publishes next hears of it
                     self._compile(*await self._deploy([wire.encode(p) for p in packages], False))

@@ -15,7 +15,7 @@ from flock_ray.core.verify import Verifier, Violation
 from flock_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from flock_ray.ports import Persistence
+    from flock_ray.ports import Persistence, ShardStore
 
 PAGE = 1000
 
@@ -58,30 +58,30 @@ async def verify_board(persistence: Persistence, board: str, *, history: str | P
     verifier = Verifier(
         num_shards, complete=retention is None or retention.policy == RetentionPolicy.KEEP_ALL
     )
-    for shard in range(num_shards):
-        await _read_shard(verifier, persistence, board, shard, num_shards)
+    stores = [persistence.store(board, i, owned_slots(i, num_shards)) for i in range(num_shards)]
+    try:
+        for shard, store in enumerate(stores):
+            await _read_shard(verifier, shard, store, stores)
+    finally:
+        for store in stores:
+            await store.close()
     acknowledged = list(read_history(history, board)) if history is not None else []
     verifier.acknowledged(acknowledged)
     return Verdict(verifier.num_artifacts, verifier.num_activations, len(acknowledged), verifier.finish())
 
 
-async def _read_shard(
-    verifier: Verifier, persistence: Persistence, board: str, shard: int, num_shards: int
-) -> None:
-    store = persistence.store(board, shard, owned_slots(shard, num_shards))
+async def _read_shard(verifier: Verifier, shard: int, store: ShardStore, stores: list[ShardStore]) -> None:
     workflows: dict[str, None] = {}
-    try:
-        after = 0
-        while page := await store.read(ArtifactQuery(), after, PAGE):
-            after = page[-1][0]
-            verifier.artifacts(shard, page)
-            verifier.activations(await store.consumptions([envelope.id for _, envelope in page]))
-            workflows.update(dict.fromkeys(envelope.correlation_id for _, envelope in page))
-        names = list(workflows)
-        for start in range(0, len(names), PAGE):
-            verifier.workflows(await store.workflows(names[start : start + PAGE]))
-    finally:
-        await store.close()
+    after = 0
+    while page := await store.read(ArtifactQuery(), after, PAGE):
+        after = page[-1][0]
+        verifier.artifacts(shard, page)
+        workflows.update(dict.fromkeys(envelope.correlation_id for _, envelope in page))
+        for other in stores:  # a gate that consumed them may be anywhere
+            verifier.activations(await other.consumptions([envelope.id for _, envelope in page]))
+    names = list(workflows)
+    for start in range(0, len(names), PAGE):
+        verifier.workflows(await store.workflows(names[start : start + PAGE]))
 
 
 def read_history(path: str | Path, board: str) -> Iterable[bytes]:

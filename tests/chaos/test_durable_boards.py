@@ -7,16 +7,19 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flock_ray import Flock
-from flock_ray.adapters.sqlite import SQLitePersistence
 from flock_ray.errors import StaleEpochError
+from flock_ray.ports import Persistence
+from flock_ray.verifying import verify_board
+from tests.chaos.backends import Backend, running
 from tests.chaos.orders import check_orders, declare, publish_orders
+from tests.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -76,30 +79,83 @@ class Killer:
             await self.kill(self._rng.choice(("shard", "shard", "worker", "router")))
 
 
-@pytest.fixture
-def sqlite(tmp_path: Path) -> SQLitePersistence:
-    return SQLitePersistence(str(tmp_path / "boards"))
+@pytest.fixture(params=["sqlite", "postgres", "redis"])
+def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
+    with running(request.param, tmp_path / "backend") as backend:
+        yield backend
+
+
+async def finish(flock: Flock, persistence: Persistence, numbers: range, history: Path) -> None:
+    """Let a board come to its end and check everything that it promises."""
+    await flock.run_until_idle(timeout=150)
+    await flock.flush_batches()
+    await flock.run_until_idle(timeout=60)
+    await check_orders(flock, numbers)
+    name = flock._settings.namespace
+    assert name is not None
+    verdict = await verify_board(persistence, name, history=history)
+    assert verdict.violations == []
+    assert verdict.acknowledged >= 2 * len(numbers)
 
 
 async def test_killed_shards_workers_and_routers_lose_and_repeat_nothing(
-    new_flock: NewFlock, sqlite: SQLitePersistence
+    new_flock: NewFlock, backend: Backend, tmp_path: Path
 ) -> None:
     # Given a durable board with two shards at work
-    flock = new_flock(persistence=sqlite, namespace=f"chaos-{uuid.uuid4().hex}", shards=2)
+    persistence, history = backend.persistence(), tmp_path / "acks.jsonl"
+    name = f"chaos-{uuid.uuid4().hex}"
+    flock = new_flock(persistence=persistence, namespace=name, shards=2, history=str(history))
     declare(flock)
     await flock.start()
-    numbers = range(300)
+    numbers = range(200)
 
     # When processes are killed at random meanwhile
     killer = Killer(flock, seed=7)
-    await within(120, asyncio.gather(killer.run(8), publish_orders(flock, numbers)))
-    await flock.run_until_idle(timeout=200)
-    await flock.flush_batches()
-    await flock.run_until_idle(timeout=60)
+    await within(150, asyncio.gather(killer.run(5), publish_orders(flock, numbers)))
 
     # Then the results are those of an undisturbed run
-    print(f"killed {killer.killed}; shards back after {[f'{s:.1f} s' for s in killer.recovery_s]}")
-    await check_orders(flock, numbers)
+    print(
+        f"{backend.name}: killed {killer.killed}; shards back after {[f'{s:.1f} s' for s in killer.recovery_s]}"
+    )
+    await finish(flock, persistence, numbers, history)
+
+
+@pytest.mark.parametrize("backend", ["postgres", "redis"], indirect=True)
+async def test_a_store_that_crashes_and_is_cut_off_delays_everything_and_loses_nothing(
+    new_flock: NewFlock, backend: Backend, tmp_path: Path
+) -> None:
+    # Given a board that reaches its store through a network
+    assert backend.server is not None
+    proxy = Proxy(backend.server.port)
+    await proxy.start()
+    try:
+        persistence, history = backend.persistence(proxy.port), tmp_path / "acks.jsonl"
+        name = f"outage-{uuid.uuid4().hex}"
+        flock = new_flock(persistence=persistence, namespace=name, history=str(history))
+        declare(flock)
+        await flock.start()
+        numbers = range(300)
+
+        async def trouble() -> None:
+            for _ in range(2):
+                await asyncio.sleep(0.7)
+                await asyncio.to_thread(backend.crash)
+                await asyncio.sleep(0.7)
+                await proxy.cut()
+                await asyncio.sleep(0.7)
+                await proxy.start()
+                await asyncio.sleep(0.7)
+                proxy.silence()
+                await asyncio.sleep(4)  # longer than the store's timeout
+                proxy.resume()
+
+        # When the store crashes, is cut off and falls silent meanwhile
+        await within(150, asyncio.gather(trouble(), publish_orders(flock, numbers)))
+
+        # Then everything goes on when it is back
+        await finish(flock, persistence, numbers, history)
+    finally:
+        await proxy.stop()
 
 
 DRIVER = """
@@ -153,11 +209,12 @@ async def test_a_cluster_that_is_killed_as_a_whole_goes_on_when_its_script_is_st
 
 
 async def test_a_shard_that_was_replaced_behind_its_back_is_refused_by_the_store(
-    new_flock: NewFlock, sqlite: SQLitePersistence
+    new_flock: NewFlock, backend: Backend
 ) -> None:
     # Given a durable board
     namespace = f"fence-{uuid.uuid4().hex}"
-    flock = new_flock(persistence=sqlite, namespace=namespace)
+    persistence = backend.persistence()
+    flock = new_flock(persistence=persistence, namespace=namespace)
     declare(flock)
     await publish_orders(flock, range(5))
     await flock.run_until_idle(timeout=60)
@@ -166,7 +223,7 @@ async def test_a_shard_that_was_replaced_behind_its_back_is_refused_by_the_store
     # When its shard is stopped and somebody else takes its slots meanwhile
     os.kill(pid, signal.SIGSTOP)
     try:
-        other: Any = sqlite.store(namespace, 0, range(256))
+        other: Any = persistence.store(namespace, 0, range(256))
         await other.acquire()
         await other.close()
     finally:
