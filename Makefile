@@ -35,6 +35,9 @@ test: setup services ## Run every test with coverage; ARGS="tests/unit -k name" 
 test-unit: setup ## Run the tests that need neither Ray nor a network
 	@$(PY) -m pytest tests/unit -m "not bench"
 
+simulate: setup ## Run a whole board under faults, in one process and virtual time, on SEEDS=1000 seeds
+	@FLOCK_SIM_SEEDS=$(or $(SEEDS),1000) $(PY) -m pytest tests/simulation/test_simulation.py -q $(ARGS)
+
 check: lint types layers ## Formatting, lint, types, import layers (make -k check goes on after a failure)
 
 lint: setup ## ruff: formatting and lint

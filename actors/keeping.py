@@ -9,9 +9,9 @@ from typing import Any
 
 from flock_ray.core import wire
 from flock_ray.core.index import CountQuery
-from flock_ray.core.records import encode_frame
+from flock_ray.core.records import Record, Rehydrated, encode_frame
 from flock_ray.core.recovery import Recovery, snapshot_shard, snapshot_slot
-from flock_ray.core.rows import SHARD, ArtifactQuery, Snapshot
+from flock_ray.core.rows import SHARD, ArtifactQuery, Snapshot, WorkflowRow
 from flock_ray.core.shard import ShardCore
 from flock_ray.errors import StaleEpochError, StoreError, StoreUnavailableError
 from flock_ray.ports import ShardStore
@@ -25,6 +25,12 @@ STEP_BYTES = 256 * 1024
 """Snapshots made between two micro-batches."""
 
 MAX_BACKOFF_S = 2.0
+
+SNAPSHOT_RETRY_S = 1.0
+"""Pause after snapshots could not be saved."""
+
+Watch = Callable[[Sequence[WorkflowRow], Collection[tuple[int, str]]], None]
+"""Told of every batch: the rows that it writes, and (slot, id) of the workflows that it brings back."""
 
 
 class Keeper:
@@ -51,6 +57,9 @@ class Keeper:
         self._core = core
         self.store = store
         self._lsn = 0
+        self._begun = 0
+        """Number of the newest batch that was given to the store, which may not have it yet."""
+        self.watch: Watch | None = None
         self._recent: dict[bytes, None] = {}
         self._rotation = Rotation(core, store, snapshot_bytes)
         self.down_since: float | None = None
@@ -76,23 +85,24 @@ class Keeper:
             StoreCorruptError: What is stored can't be read; nothing was changed.
             StaleEpochError: Another shard was faster.
         """
-        recovery = await self._patiently(self._load)
+        recovery = await self.patiently(self._load)
         self.replayed = recovery.rebuild(self._core, self.epoch)
         self.head = self._core.index.head
         self._rotation.begin_from(self._lsn, self._core)
 
     async def _load(self) -> Recovery:
-        self.epoch = await self.store.acquire()
+        if not self.epoch:  # once: a successor may have come while this one could not load
+            self.epoch = await self.store.acquire()
         loaded = await self.store.load()
         recovery = Recovery(loaded)
         if missing := recovery.missing():
             recovery.fill(await self.store.bodies(missing))
         self._recent = dict.fromkeys(await self.store.recent_ids(RECENT_IDS))
-        self._lsn = loaded.last_lsn
+        self._lsn = self._begun = loaded.last_lsn
         return recovery
 
-    async def _patiently(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        """Repeat until the store answers."""
+    async def patiently(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        """Do something with the store, again and again until it answers."""
         delay_s = 0.05
         while True:
             try:
@@ -111,7 +121,7 @@ class Keeper:
 
     async def look_up(
         self,
-        published: Iterable[wire.Posting],
+        published: Collection[wire.Posting],
         made: Iterable[wire.Posting],
         workflows: Collection[str],
         now_us: int,
@@ -139,10 +149,15 @@ class Keeper:
             if not posting.fresh & wire.FRESH_WORKFLOW:
                 self._miss_workflow(posting.envelope, names)
         if ids:
-            found = await self._patiently(lambda: self.store.get(ids))
+            found = await self.patiently(lambda: self.store.get(ids))
             core.stored = {envelope.id: envelope for _, envelope in found}
+            for posting in published:
+                key = posting.envelope.id
+                if key in self._recent and key not in core.index.ids:
+                    # Removed since: what it was is gone, so a repeated call is taken at its word.
+                    core.stored.setdefault(key, posting.envelope)
         if names:
-            for row in await self._patiently(lambda: self.store.workflows(names)):
+            for row in await self.patiently(lambda: self.store.workflows(names)):
                 if row.settled and row.slot in core.slots:
                     core.rehydrate(row, now_us)
 
@@ -155,25 +170,32 @@ class Keeper:
         """Count once in the store; from then on the index keeps the count up to date."""
         producers = () if query.produced_by is None else (query.produced_by,)
         stored = ArtifactQuery((query.type,), producers, query.correlation_id, query.tags)
-        count = await self._patiently(lambda: self.store.count(stored))
+        count = await self.patiently(lambda: self.store.count(stored))
         self._core.index.start_count(query, count)
 
     # -- the batch -----------------------------------------------------------------------------
 
-    async def append(self, now_us: int) -> int:
+    async def append(self, now_us: int, *, always: bool = False) -> int:
         """Make what the core has recorded durable; returns how many records. Waits for a store that is away.
+
+        Args:
+            now_us: Time of the batch.
+            always: Append a batch even when there is no record for it: for decisions alone.
 
         Raises:
             StaleEpochError: Another shard owns the slots now.
         """
         core, changes = self._core, self._core.changes
-        if not core.records or changes is None:
+        if changes is None or not (core.records or always):
             return 0
         records, core.records = core.records, []
         frame = encode_frame(now_us, changes.heads, records, lambda envelope: envelope.slot in core.slots)
         batch = changes.batch(self._lsn + 1, now_us, frame)
+        self._begun = batch.lsn
+        if self.watch is not None:
+            self.watch(batch.workflows, _brought_back(records))
         self._appending = True
-        await self._patiently(lambda: self.store.append(batch))
+        await self.patiently(lambda: self.store.append(batch))
         self._appending = False
         self._lsn = batch.lsn
         self.head = core.index.head
@@ -185,6 +207,8 @@ class Keeper:
         self._rotation.note(len(frame), {record.slot for record in records})
         return len(records)
 
+    # -- after a batch -------------------------------------------------------------------------
+
     def step(self, spawn: Callable[[Coroutine[Any, Any, None]], Any], wake: Callable[[], None]) -> None:
         """Make room, and go on with snapshots; call between micro-batches, when everything applied is durable."""
         self._core.evict()
@@ -195,16 +219,36 @@ class Keeper:
     async def _save(self, work: Coroutine[Any, Any, None], wake: Callable[[], None]) -> None:
         try:
             await work
-        except StaleEpochError:
-            pass  # the next append says so too
+        except StaleEpochError as error:
+            self.fail(error)  # the next append says so too
         except StoreError as error:
             logger.warning("snapshots are put off: %s", error)
+            await asyncio.sleep(SNAPSHOT_RETRY_S)
             self._rotation.give_up()
         wake()
+
+    async def cut(self, slots: Collection[int], wake: Callable[[], None]) -> None:
+        """Wait until the journal holds no frame of now or before, and the snapshots are newer than now.
+
+        Args:
+            slots: Snapshot these too, whether something changed there or not.
+            wake: Gets the shard to call `step`.
+        """
+        done = self._rotation.want(self._begun, slots)
+        wake()
+        await done
+
+    def fail(self, error: Exception) -> None:
+        """Tell everybody who waits in `cut` that it will not happen."""
+        self._rotation.fail(error)
 
     async def close(self) -> None:
         """Let go of the store."""
         await self.store.close()
+
+
+def _brought_back(records: Iterable[Record]) -> set[tuple[int, str]]:
+    return {(record.slot, record.row.id) for record in records if isinstance(record, Rehydrated)}
 
 
 class Rotation:
@@ -223,6 +267,21 @@ class Rotation:
         """(lsn, shard state) at the beginning of the rotation under way."""
         self._size = 0
         self._saving = False
+        self._wanted: list[tuple[int, asyncio.Future[None]]] = []
+
+    def want(self, lsn: int, slots: Collection[int]) -> asyncio.Future[None]:
+        """Ask for a rotation that begins at a batch or later; the future ends with it."""
+        self._dirty |= set(slots)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanted.append((lsn, done))
+        return done
+
+    def fail(self, error: Exception) -> None:
+        """End every wait for a rotation with an error."""
+        wanted, self._wanted = self._wanted, []
+        for _, done in wanted:
+            if not done.done():
+                done.set_exception(error)
 
     def begin_from(self, lsn: int, core: ShardCore) -> None:
         """Start after a recovery: everything that is not empty has to be snapshotted once."""
@@ -247,7 +306,7 @@ class Rotation:
         if self._saving:
             return None
         if self._began is None:
-            if self._bytes < self._limit:
+            if self._bytes < self._limit and not any(lsn >= wanted for wanted, _ in self._wanted):
                 return None
             self._began = (lsn, snapshot_shard(self._core))
             self._todo = sorted(self._dirty - {SHARD})
@@ -284,3 +343,7 @@ class Rotation:
         await self._store.save_snapshots([Snapshot(SHARD, lsn, data)])
         await self._store.truncate(lsn)
         self._saving = False
+        for _, done in [entry for entry in self._wanted if entry[0] <= lsn]:
+            if not done.done():
+                done.set_result(None)
+        self._wanted = [entry for entry in self._wanted if entry[0] > lsn]

@@ -86,6 +86,11 @@ class RayShard(Shard):
         gc.freeze()  # what start-up made stays: no collection looks at it again
         self.start()
 
+    def broken(self) -> None:
+        """Let Ray start a new process, which rebuilds the shard from its store; a memory board has nothing to gain."""
+        if self._keeper is not None:
+            asyncio.get_running_loop().call_later(1.0, os._exit, 1)
+
     def _fail(self, failure: FlockError) -> None:
         """Stop for good; a successor that a dying predecessor has fenced tries once more, as a new process."""
         super()._fail(failure)

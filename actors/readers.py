@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from flock_ray.actors.searching import ShardSearch
 from flock_ray.core.index import CountQuery
 from flock_ray.core.rows import ArtifactQuery
 from flock_ray.core.status import WorkflowPart, artifact_fate, stored_fate, stored_part, workflow_part
@@ -23,7 +24,7 @@ MAX_READ = 1000
 _encode = msgspec.msgpack.Encoder().encode
 
 
-class ShardReaders:
+class ShardReaders(ShardSearch):
     """The reading half of `Shard`: nothing here changes the board.
 
     With a store, nothing is shown before it is durable: a crash could take it back.

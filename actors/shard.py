@@ -16,9 +16,12 @@ from typing import Any
 from flock_ray.actors.keeping import Keeper
 from flock_ray.actors.outbound import ShardOutbound
 from flock_ray.actors.readers import ShardReaders
+from flock_ray.actors.retention import ShardRetention
 from flock_ray.core import wire
 from flock_ray.core.shard import ShardCore
-from flock_ray.errors import FlockError
+from flock_ray.erasing import scrub
+from flock_ray.errors import FlockError, StoreError
+from flock_ray.persistence import RetainedStore
 from flock_ray.ports import Clock, Peers, ShardStore
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,7 @@ class ShardSettings:
     """Bytes of journal after which slots are snapshotted and the journal is cut."""
 
 
-class Shard(ShardOutbound, ShardReaders):
+class Shard(ShardOutbound, ShardReaders, ShardRetention):
     """One shard of a board."""
 
     def __init__(
@@ -61,7 +64,7 @@ class Shard(ShardOutbound, ShardReaders):
         num_shards: int,
         owned: list[int],
         *,
-        store: ShardStore | None,
+        store: ShardStore | RetainedStore | None,
         clock: Clock,
         peers: Peers,
         settings: ShardSettings | None = None,
@@ -72,7 +75,8 @@ class Shard(ShardOutbound, ShardReaders):
             index: Number of the shard, from 0.
             num_shards: Shards of the board.
             owned: Its slots.
-            store: Where everything goes before anything is answered; None: it lives as long as this object.
+            store: Where everything goes before anything is answered, with the retention if there is one;
+                None: it lives as long as this object.
             clock: Wall time.
             peers: Finds router, workers and other shards.
             settings: Limits; None for the defaults.
@@ -80,6 +84,9 @@ class Shard(ShardOutbound, ShardReaders):
         self.index = index
         self._num_shards = num_shards
         self._settings = settings or ShardSettings()
+        retained = store if isinstance(store, RetainedStore) else None
+        if isinstance(store, RetainedStore):
+            store = store.inner
         self.core = ShardCore(owned, max_artifacts=self._settings.max_artifacts, durable=store is not None)
         self._keeper = (
             None
@@ -103,6 +110,7 @@ class Shard(ShardOutbound, ShardReaders):
         self._recovered = asyncio.Event()
         self._failure: FlockError | None = None
         super().__init__()
+        self._retainer = None if retained is None else self._make_retainer(retained)
 
     def start(self) -> None:
         """Begin to work; call once, on the loop that serves the shard. With a store, recovery comes first."""
@@ -124,6 +132,8 @@ class Shard(ShardOutbound, ShardReaders):
         logger.error("shard %d stops: %s", self.index, failure)
         self._failure, self._closed = failure, True
         self._recovered.set()
+        if self._keeper is not None:
+            self._keeper.fail(failure)
         while self._inbox:
             future = self._inbox.popleft()[3]
             if not future.done():
@@ -212,6 +222,9 @@ class Shard(ShardOutbound, ShardReaders):
 
     def _turn_away(self) -> None:
         """Answer the publishers that wait while the store is away; nothing of theirs was applied."""
+        self.core.events.note(
+            self._now_us(), "store.unavailable", detail="everything waits until it answers again"
+        )
         waiting, self._inbox = self._inbox, deque()
         for entry in waiting:
             kind, _, size, future = entry
@@ -244,12 +257,23 @@ class Shard(ShardOutbound, ShardReaders):
                 self._wake.set()
             self._recovered.set()
             self._spawn(self._keep_permits())
+            if self._retainer is not None:
+                self._spawn(self._retainer.run())
             while not self._closed:
                 await self._wake.wait()
                 self._wake.clear()
                 await self._turn()
         except FlockError as failure:
             self._fail(failure)
+        except Exception as error:  # half of a batch may be applied: only what is stored can be trusted
+            logger.exception("shard %d: a micro-batch failed", self.index)
+            self._fail(
+                StoreError(f"Shard {self.index} stopped: {type(error).__name__}: {error}. See its log.")
+            )
+            self.broken()
+
+    def broken(self) -> None:
+        """Called when the shard has failed by a defect: a host that can start it again on its store does so."""
 
     def _now_us(self) -> int:
         core = self.core
@@ -259,8 +283,8 @@ class Shard(ShardOutbound, ShardReaders):
     async def _turn(self) -> None:
         """Apply what has queued, append it once, and only then answer, send and wake."""
         core, keeper = self.core, self._keeper
-        box = self._take_box()
         now_us = self._now_us()
+        box = await self._do_chores(self._take_box(), now_us)
         if keeper is not None:
             await self._look_up(keeper, box, now_us)
             for query in [subject for kind, subject, _, _ in box if kind == "count"]:
@@ -270,11 +294,7 @@ class Shard(ShardOutbound, ShardReaders):
             core.tick(now_us)
         answers = [(future, self._answer(kind, subject, now_us)) for kind, subject, _, future in box]
         core.settle_local_forwards(now_us)
-        try:
-            await self._append(now_us)
-        except FlockError as failure:
-            self._give([(future, failure) for future, _ in answers])
-            raise
+        await self._append(now_us)
         self._give(answers)
         self._after_append(now_us)
 
@@ -413,6 +433,8 @@ class Shard(ShardOutbound, ShardReaders):
             return wire.ForwardReply("stale_shard")
         acks = []
         for forward in batch.forwards:
+            if self._erased:
+                scrub(forward.posting, self._erased)
             if not self.core.forward_in(forward, now_us):
                 break
             acks.append((forward.source, forward.target, forward.seq))
@@ -423,3 +445,4 @@ class Shard(ShardOutbound, ShardReaders):
         for worker in batch.lost:
             self.core.worker_lost(worker, now_us)
         self.core.dispatch.grant(batch, now_us)
+        self.core.try_again({grant.worker for grant in batch.grants})

@@ -68,7 +68,7 @@ async def _publish_ms(flock: Flock, samples: int) -> dict[str, float]:
 async def _measure(backend: str, *, quick: bool) -> dict[str, Any]:
     count = QUICK_ITEMS if quick else ITEMS
     samples = QUICK_SINGLES if quick else SINGLES
-    floors = {"sqlite": sqlite_floor, "postgres": postgres_floor, "redis": redis_floor}
+    floors: dict[str, Any] = {"sqlite": sqlite_floor, "postgres": postgres_floor, "redis": redis_floor}
     with opened(backend) as (persistence, place):
         async with Flock(persistence=persistence, no_output=True) as flock:
             add_chain(flock)

@@ -9,11 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flock_ray.adapters.postgres import PostgresPersistence
+    from flock_ray.adapters.redis import RedisPersistence
+    from flock_ray.adapters.sqlite import SQLitePersistence
     from flock_ray.agent import AgentBuilder
     from flock_ray.artifact import Artifact
     from flock_ray.config import FlockSettings, RayConfig
     from flock_ray.core.conditions import Until, When
     from flock_ray.core.registry import flock_tool, flock_type, upcaster
+    from flock_ray.core.retention import RetentionPolicy
     from flock_ray.core.specs import BatchSpec, FanOutRange, FanOutSpec, JoinSpec
     from flock_ray.core.system_types import TimerTick, WorkflowError
     from flock_ray.core.visibility import (
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from flock_ray.engines.component import EngineComponent, EvalInputs, EvalResult
     from flock_ray.engines.context import Context
     from flock_ray.errors import FlockError
+    from flock_ray.filters import ArtifactEnvelope, ConsumptionRecord, FilterConfig
     from flock_ray.flock import Flock
     from flock_ray.streaming import Cursor, Gap
 
@@ -39,7 +44,9 @@ _HOMES = {
     "AgentBuilder": "agent",
     "AgentIdentity": "core.visibility",
     "Artifact": "artifact",
+    "ArtifactEnvelope": "filters",
     "BatchSpec": "core.specs",
+    "ConsumptionRecord": "filters",
     "Context": "engines.context",
     "Cursor": "streaming",
     "EngineComponent": "engines.component",
@@ -47,15 +54,20 @@ _HOMES = {
     "EvalResult": "engines.component",
     "FanOutRange": "core.specs",
     "FanOutSpec": "core.specs",
+    "FilterConfig": "filters",
     "Flock": "flock",
     "FlockError": "errors",
     "FlockSettings": "config",
     "Gap": "streaming",
     "JoinSpec": "core.specs",
     "LabelledVisibility": "core.visibility",
+    "PostgresPersistence": "adapters.postgres",
     "PrivateVisibility": "core.visibility",
     "PublicVisibility": "core.visibility",
     "RayConfig": "config",
+    "RedisPersistence": "adapters.redis",
+    "RetentionPolicy": "core.retention",
+    "SQLitePersistence": "adapters.sqlite",
     "TenantVisibility": "core.visibility",
     "TimerTick": "core.system_types",
     "Until": "core.conditions",
@@ -73,7 +85,9 @@ __all__ = [
     "AgentBuilder",
     "AgentIdentity",
     "Artifact",
+    "ArtifactEnvelope",
     "BatchSpec",
+    "ConsumptionRecord",
     "Context",
     "Cursor",
     "EngineComponent",
@@ -81,15 +95,20 @@ __all__ = [
     "EvalResult",
     "FanOutRange",
     "FanOutSpec",
+    "FilterConfig",
     "Flock",
     "FlockError",
     "FlockSettings",
     "Gap",
     "JoinSpec",
     "LabelledVisibility",
+    "PostgresPersistence",
     "PrivateVisibility",
     "PublicVisibility",
     "RayConfig",
+    "RedisPersistence",
+    "RetentionPolicy",
+    "SQLitePersistence",
     "TenantVisibility",
     "TimerTick",
     "Until",

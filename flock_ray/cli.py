@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flock_ray import __version__
+from flock_ray.cli_stored import add_commands
 from flock_ray.errors import ConfigurationError, FlockError
 
 if TYPE_CHECKING:
     from pydantic_settings import BaseSettings
 
+    from flock_ray.core.check import Finding
+    from flock_ray.core.schema import TypeFinding
     from flock_ray.flock import Flock
 
 __all__ = ["main"]
@@ -55,7 +58,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TYPE",
         help="registered name of a type that comes from outside; may be repeated",
     )
+    check.add_argument(
+        "--against",
+        metavar="BOARD",
+        help="also compare the types with those of a board: a namespace on a running Ray, the URL of a persistence, "
+        "or - for the URL in FLOCK_PERSISTENCE",
+    )
+    check.add_argument("--namespace", metavar="NAME", help="name of the board in the persistence")
     check.set_defaults(command=_check)
+    add_commands(commands)
     return parser
 
 
@@ -103,11 +114,23 @@ def _check(options: argparse.Namespace) -> int:
 
     flock = _load(options.target)
     findings = flock.check(published=[type_registry.resolve(name) for name in options.published])
-    for finding in findings:
+    against = [] if options.against is None else _compare(options.against, options.namespace)
+    both: list[Finding | TypeFinding] = [*findings, *against]
+    for finding in both:
         print(finding)
-    errors = sum(finding.level == "error" for finding in findings)
-    print(f"{len(flock.agents)} agents, {len(findings)} findings, {errors} errors")
+    errors = sum(finding.level == "error" for finding in both)
+    print(f"{len(flock.agents)} agents, {len(both)} findings, {errors} errors")
     return EXIT_ERRORS if errors else 0
+
+
+def _compare(board: str, namespace: str | None) -> list[TypeFinding]:
+    """Compare the types of this process, agents' and others, with those of a board."""
+    import asyncio
+
+    from flock_ray.against import findings, types_of_board
+    from flock_ray.core.registry import type_registry
+
+    return findings(asyncio.run(types_of_board(board, namespace)), type_registry)
 
 
 def _load(target: str) -> Flock:

@@ -9,11 +9,13 @@ from types import CodeType
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]  # ships no types
+import msgspec
 
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.registry import TypeRegistry
+from flock_ray.core.schema import types_of
 from flock_ray.errors import AgentNotPicklableError, safe_error_text
 
 SHARED_POOL = "shared"
@@ -49,7 +51,9 @@ class CloudpickleCodec:
 
 def package(definition: AgentDefinition, registry: TypeRegistry, codec: Any, owner: str) -> wire.AgentPackage:
     """Pack one agent."""
-    spec = MatchTable(0, (definition,), registry).spec
+    types = types_of(definition, registry)
+    # The types are part of the fingerprint: an agent whose models changed is deployed again.
+    spec = msgspec.structs.replace(MatchTable(0, (definition,), registry).spec, types=types)
     pool = wire.PoolInfo()
     if definition.pool is not None:
         own = definition.pool
@@ -58,8 +62,9 @@ def package(definition: AgentDefinition, registry: TypeRegistry, codec: Any, own
             own.idle_timeout_s,
         )  # fmt: skip
     return wire.AgentPackage(
-        spec.agents[0], spec.subscriptions, pool, codec.dump(definition), fingerprint(definition, spec), owner
-    )
+        spec.agents[0], spec.subscriptions, pool, codec.dump(definition), fingerprint(definition, spec), owner,
+        spec.types,
+    )  # fmt: skip
 
 
 def fingerprint(definition: AgentDefinition, spec: wire.TableSpec) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel
@@ -26,8 +27,9 @@ from flock_ray.errors import (
     DuplicateArtifactError,
     WaitTimeoutError,
 )
-from flock_ray.opening import Opened, open_on_ray
-from flock_ray.persistence import persistence_from_url
+from flock_ray.history import History
+from flock_ray.opening import DEFAULT_BOARD, Opened, open_on_ray
+from flock_ray.persistence import persistence_from_url, persistence_of, retained
 from flock_ray.publishing import Publisher, item_key, new_workflow
 from flock_ray.reading import BoardReading
 from flock_ray.store import BoardStore
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from flock_ray.board import Board
     from flock_ray.core.visibility import Visibility
     from flock_ray.ports import Persistence
+    from flock_ray.stores import InMemoryBlackboardStore
 
 __all__ = ["Flock"]
 
@@ -56,7 +59,7 @@ class Flock(BoardReading):
         *,
         namespace: str | None = None,
         persistence: Persistence | None = None,
-        store: Persistence | None = None,
+        store: Persistence | InMemoryBlackboardStore | None = None,
         shards: int | None = None,
         detached: bool | None = None,
         ray: RayConfig | None = None,
@@ -67,6 +70,7 @@ class Flock(BoardReading):
         max_workers: int | None = None,
         publish_timeout: timedelta | None = None,
         replace_agents: bool | None = None,
+        history: str | Path | None = None,
         no_output: bool = False,
         registry: TypeRegistry = type_registry,
     ) -> None:
@@ -77,7 +81,7 @@ class Flock(BoardReading):
             namespace: Name of the board; another Flock with the same one joins it. None: a board of its own.
             persistence: Where the board is kept: `SQLitePersistence`, `RedisPersistence`, `PostgresPersistence`;
                 None: `FLOCK_PERSISTENCE` (a URL), and without it in memory.
-            store: Upstream's name for `persistence`.
+            store: Upstream's name for `persistence`; also takes upstream's store objects.
             shards: Shard actors of a new board, 1-256; None is 1, or what a stored board has.
             detached: Whether the board goes on without this process; asks for a namespace.
             ray: How to reach Ray; None: the environment decides, and without it a local Ray is started.
@@ -89,6 +93,7 @@ class Flock(BoardReading):
             max_workers: Shared worker processes; None is the number of CPUs of the cluster.
             publish_timeout: How long `publish` waits on a full board; None is 30 s.
             replace_agents: Whether agents of other drivers with the same name may be replaced.
+            history: File to which every acknowledged artifact's id is appended, for `flock verify`; None: no file.
             no_output: Don't say at start-up what kind of board it is.
             registry: Artifact types; None but in tests.
 
@@ -105,13 +110,20 @@ class Flock(BoardReading):
             raise ConfigurationError('A detached board needs a name to be found by: Flock(namespace="...").')
         if persistence is not None and store is not None:
             raise ConfigurationError("persistence= and store= are the same: give one of them.")
-        self.persistence: Persistence | None = persistence or store
+        given = persistence if persistence is not None else store
+        self.persistence: Persistence | None = None if given is None else persistence_of(given)
         """Where the board is kept; None: in memory."""
-        if self.persistence is None and self._settings.persistence is not None:
+        if given is None and self._settings.persistence is not None:
             self.persistence = persistence_from_url(self._settings.persistence.get_secret_value())
+        if self.persistence is not None:
+            self.persistence = retained(self.persistence)
+        self._board_name = self._settings.namespace or DEFAULT_BOARD
         self.model = self._settings.model
         self.max_agent_iterations = self._settings.max_agent_iterations
         self.no_output = no_output
+        self._history = (
+            None if history is None else History(history, self._settings.namespace or DEFAULT_BOARD)
+        )
         self._ray = ray or load_ray_config()
         self._registry = registry
         self._builders: dict[str, AgentBuilder] = {}
@@ -320,6 +332,8 @@ class Flock(BoardReading):
             if outcome and posting.idempotent:
                 envelope = await board.get(envelope.id) or envelope
             artifacts.append(Artifact.from_envelope(envelope))
+        if self._history is not None:
+            self._history.accepted(artifacts)
         return artifacts
 
     # -- running -------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from flock_ray.core.rows import (
 )
 from flock_ray.core.wire import Envelope
 
-__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "PeerGoneError", "Peers", "Persistence",
-           "RouterLink", "ShardLink", "ShardStore", "Spawner", "WorkerLink"]  # fmt: skip
+__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "JournalPeek", "PeerGoneError", "Peers",
+           "Persistence", "RouterLink", "ShardLink", "ShardStore", "Spawner", "WorkerLink"]  # fmt: skip
 
 
 class PeerGoneError(Exception):
@@ -91,6 +91,22 @@ class Journal(Protocol):
 
     async def close(self) -> None:
         """Let go of connections and files; safe to repeat."""
+        ...
+
+
+@runtime_checkable
+class JournalPeek(Protocol):
+    """A journal that can be read beside its writer: for tools that look at a board from outside."""
+
+    async def peek(self) -> Loaded:
+        """Return what `Journal.load` would, without becoming the writer: creates, changes and fences nothing.
+
+        One consistent moment; a writer may be at work meanwhile, and `acquire` was not called.
+
+        Raises:
+            StoreUnavailableError: It does not answer now; retryable.
+            StoreCorruptError: As for `load`.
+        """
         ...
 
 
@@ -190,6 +206,15 @@ class Persistence(Protocol):
         Raises:
             ConfigurationError: It can't be reached with these settings, lacks rights, was written by a newer
                 version, or has another number of shards. One sentence that says what to do.
+            StoreUnavailableError: It does not answer now; retryable.
+        """
+        ...
+
+    async def find(self, board: str) -> int | None:
+        """Return the number of shards of a stored board; None when there is none. Creates and changes nothing.
+
+        Raises:
+            ConfigurationError: As for `prepare`.
             StoreUnavailableError: It does not answer now; retryable.
         """
         ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +12,17 @@ from pydantic import BaseModel
 from flock_ray.artifact import Artifact
 from flock_ray.asking import Why, WorkflowStatus, explain, workflow_id, workflow_status
 from flock_ray.core.registry import TypeRegistry
-from flock_ray.errors import WaitTimeoutError
+from flock_ray.erasing import erase, selection
+from flock_ray.errors import ConfigurationError, WaitTimeoutError
 from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream, event_stream
 from flock_ray.waiting import seconds, wait_until
 
 if TYPE_CHECKING:
     from flock_ray.agent import AgentBuilder
+    from flock_ray.archive import Archive
     from flock_ray.board import Board
     from flock_ray.core.conditions import Condition
+    from flock_ray.ports import Persistence
 
 __all__ = ["BoardReading"]
 
@@ -28,6 +31,8 @@ class BoardReading:
     """Waits, streams and questions; every wait is a long call that the shards answer."""
 
     _registry: TypeRegistry
+    _board_name: str
+    persistence: Persistence | None
 
     async def _ready_board(self) -> Board:
         raise NotImplementedError  # Flock's
@@ -103,6 +108,58 @@ class BoardReading:
             How many activations were open.
         """
         return sum(await (await self._ready_board()).each("cancel", workflow_id(workflow)))
+
+    # -- what has left, and what must go -------------------------------------------------------
+
+    @property
+    def archive(self) -> Archive:
+        """Workflows that retention has archived; read without opening the board.
+
+        Raises:
+            ConfigurationError: The persistence has no `archive=`.
+        """
+        found = self._archive()
+        if found is None:
+            raise ConfigurationError("This board has no archive: give its persistence archive=.")
+        return found
+
+    def _archive(self) -> Archive | None:
+        from flock_ray.archive import Archive
+
+        retention = getattr(self.persistence, "retention", None)
+        place = None if retention is None else retention.archive
+        return None if place is None else Archive(place, self._board_name)
+
+    async def erase(
+        self,
+        *,
+        artifacts: Iterable[Artifact | uuid.UUID | str] | None = None,
+        correlation_id: str | None = None,
+        tags: Iterable[str] | None = None,
+        reason: str,
+    ) -> int:
+        """Erase what artifacts say, for good: in memory, store, journal and archive. Give one way to select.
+
+        A tombstone (`null`) takes the place of the payload; ids, lineage, tags and the audit log stay. An agent
+        whose input was erased while it waited gets an ArtifactSchemaError. What runs now ends with what it has:
+        cancel the workflow first. After an error call it again: it is safe to repeat.
+
+        Args:
+            artifacts: These, or their ids; what agents made of them is not among them.
+            correlation_id: All of a workflow.
+            tags: All that have every one of these tags, which pass on to what agents make.
+            reason: Goes to the audit log with each id; must not say what is erased.
+
+        Returns:
+            How many artifacts of that kind there are, on the board and in the archive: erased now or before.
+
+        Raises:
+            ConfigurationError: Not exactly one way to select, or no reason.
+            StoreUnavailableError: Store or shard does not answer; some may be erased. Retryable.
+            StoreError: The archive can't be read or written.
+        """
+        chosen = selection(artifacts, correlation_id, tags, reason)
+        return await erase(await self._ready_board(), self._archive(), chosen, reason)
 
     # -- reading and asking --------------------------------------------------------------------
 

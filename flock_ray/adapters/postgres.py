@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -22,6 +23,7 @@ from flock_ray.adapters.postgres_migrations import (
     pending_migrations,
 )
 from flock_ray.core.audit import AuditHead
+from flock_ray.core.retention import Retention, RetentionPolicy
 from flock_ray.errors import ConfigurationError, FlockError
 
 if TYPE_CHECKING:
@@ -68,6 +70,10 @@ class PostgresPersistence:
         pool_size: int = 4,
         timeout: float = 10.0,
         migration_connection: str | PostgresDsn | None = None,
+        ttl: timedelta | None = None,
+        retention_policy: RetentionPolicy = RetentionPolicy.KEEP_ALL,
+        per_type: Mapping[str, timedelta] | None = None,
+        archive: str | None = None,
     ) -> None:
         """Describe where boards are kept; nothing is connected yet.
 
@@ -80,9 +86,13 @@ class PostgresPersistence:
             timeout: Seconds after which a call to the server is given up; above 0.
             migration_connection: URL of the role that owns the tables; only `prepare` uses it. The role of
                 `connection` then needs no right to create anything, and can't change the audit log. None: one role.
+            ttl: How long workflows that are over are kept; needs another policy than KEEP_ALL.
+            retention_policy: What happens to them then.
+            per_type: Times by artifact type; see `Retention`.
+            archive: Folder or fsspec URL for ARCHIVE_COMPLETED, and for `flock.archive`.
 
         Raises:
-            ConfigurationError: A value is out of range.
+            ConfigurationError: A value is out of range, or the retention makes no sense.
         """
         if not _SCHEMA.fullmatch(schema) or schema == "information_schema":
             raise ConfigurationError(
@@ -99,6 +109,10 @@ class PostgresPersistence:
         self._schema = f'"{schema}"'
         self._audited = enable_audit_log
         self._pool_size = pool_size
+        self.retention = Retention(ttl, retention_policy, per_type or {}, archive)
+        """How long workflows that are over are kept; the board applies it."""
+        self.retention = Retention(ttl, retention_policy, per_type or {}, archive)
+        """How long workflows that are over are kept; the board applies it."""
         self._warnings: list[str] = []
 
     def __repr__(self) -> str:

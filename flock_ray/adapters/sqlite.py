@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from flock_ray.adapters import sqlite_journal as journal
@@ -18,6 +19,7 @@ from flock_ray.adapters.sqlite_append import Appender
 from flock_ray.adapters.sqlite_board import find_board, prepare_board
 from flock_ray.adapters.sqlite_files import Lane, ShardFile, board_folder, in_thread, risks
 from flock_ray.adapters.sqlite_queries import Questions
+from flock_ray.core.retention import Retention, RetentionPolicy
 from flock_ray.core.rows import (
     ActivationRow,
     ArtifactQuery,
@@ -41,15 +43,33 @@ class SQLitePersistence:
 
     mode = "sqlite"
 
-    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        timeout: float = 5.0,
+        ttl: timedelta | None = None,
+        retention_policy: RetentionPolicy = RetentionPolicy.KEEP_ALL,
+        per_type: Mapping[str, timedelta] | None = None,
+        archive: str | None = None,
+    ) -> None:
         """Say where; nothing is opened or created yet.
 
         Args:
             path: A folder, created by `prepare` for its user alone (0700); a relative one counts from here.
             timeout: How long to wait for a lock on a file, in seconds.
+            ttl: How long workflows that are over are kept; needs another policy than KEEP_ALL.
+            retention_policy: What happens to them then.
+            per_type: Times by artifact type; see `Retention`.
+            archive: Folder or fsspec URL for ARCHIVE_COMPLETED, and for `flock.archive`.
+
+        Raises:
+            ConfigurationError: The retention makes no sense.
         """
         self.path = Path(os.path.abspath(path))
         self.timeout = timeout
+        self.retention = Retention(ttl, retention_policy, per_type or {}, archive)
+        """How long workflows that are over are kept; the board applies it."""
         self._warnings: list[str] = []
 
     def __repr__(self) -> str:

@@ -18,12 +18,13 @@ _MIN_ENTRIES = 10_000
 class Lineage:
     """Outputs by input. Publishing pays nothing for it: each question first reads what is new in the feed."""
 
-    __slots__ = ("_entries", "_index", "_limit", "_made", "_seen")
+    __slots__ = ("_anew", "_entries", "_index", "_limit", "_made", "_seen")
 
     def __init__(self, index: BoardIndex) -> None:
         """Index a shard's artifacts; nothing is read yet."""
         self._index = index
         self._limit = _MIN_ENTRIES
+        self._anew = False
         self._forget()
 
     def _forget(self) -> None:
@@ -32,10 +33,10 @@ class Lineage:
 
     def catch_up(self, limit: int) -> bool:
         """Read at most so many artifacts that are new; True when none is left."""
-        if self._entries > self._limit and self._seen >= self._index.head:
+        if self._entries > self._limit and not self._anew:
             # What was evicted is only found out by reading anew; twice the size pays for it.
             self._forget()
-            self._limit = max(_MIN_ENTRIES, 2 * self._limit)
+            self._anew = True
         chunk = list(islice(self._index.read(self._seen), limit))
         for seq, envelope in chunk:
             self._seen = seq
@@ -45,7 +46,8 @@ class Lineage:
                     self._made.setdefault(parent, []).append(seq)
         if len(chunk) == limit:
             return False
-        self._limit = max(_MIN_ENTRIES, min(self._limit, 2 * self._entries))
+        if self._anew:
+            self._limit, self._anew = max(_MIN_ENTRIES, 2 * self._entries), False
         return True
 
     def made_from(self, ids: Iterable[bytes]) -> list[Envelope]:

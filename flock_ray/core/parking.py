@@ -12,7 +12,7 @@ from collections.abc import Collection
 from flock_ray.core.state import Activation
 from flock_ray.core.wire import Completion, Envelope, ErrorInfo, Task
 
-NEWER_INPUT = "input.newer"
+NEWER_INPUT = "newer input"
 """Kind of the note that says so. User code can't make one, whatever it raises."""
 
 

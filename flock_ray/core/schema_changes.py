@@ -130,9 +130,9 @@ class _Comparison:
             yield Change(True, "NarrowedType", f"{_named(path)} was {_shown(old)} and is {_shown(new)} now")
             return
         yield from _limit_changes(old, new, path)
-        if "object" in (old.get("type"), new.get("type")):
+        if new.get("type") == "object":
             yield from self._object(old, new, path)
-        if "array" in (old.get("type"), new.get("type")):
+        if new.get("type") == "array":
             yield from self._array(old, new, path)
 
     def _object(self, old: Schema, new: Schema, path: str) -> Iterator[Change]:

@@ -181,8 +181,7 @@ class ShardCore(DeliveryDesk):
             workers: Those that can get work now; None: there was a deploy.
         """
         for activation in self.parked.release(workers):
-            if self.slots[activation.slot].open.get(activation.id) is activation:
-                self.dispatch.push(activation)
+            self.dispatch.push(activation)  # one that was cancelled meanwhile is not handed out
 
     def tick(self, now_us: int) -> None:
         """Fire every timer that is due."""

@@ -8,12 +8,13 @@ from typing import Any
 
 import msgspec
 
-from flock_ray.adapters.memory import MemoryDisk
+from flock_ray.actors.keeping import Keeper
+from flock_ray.adapters.memory import MemoryDisk, MemoryStore
 from flock_ray.core import gates
 from flock_ray.core.changes import workflow_row
 from flock_ray.core.ids import activation_id, output_id
 from flock_ray.core.matching import MatchTable
-from flock_ray.core.records import Completed, Published, Record, decode_record, encode_record
+from flock_ray.core.records import Completed, Lost, Published, Record, decode_record, encode_record
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
@@ -33,10 +34,12 @@ class AuditCore(ShardCore):
         self.ended: Counter[bytes] = Counter()
         self.matched: set[bytes] = set()
         """Activations of the board's own agent, which have no rows."""
-        self.accepted: list[tuple[int, Posting]] = []
-        """(table version, posting), of everything on the board."""
-        self.decided: list[tuple[int, Posting]] = []
-        """The same, of what came from an edge under that version."""
+        self.accepted: list[Posting] = []
+        """Everything on the board."""
+        self.decided: list[tuple[frozenset[str], Posting]] = []
+        """(agents on the board, posting), of what came from an edge."""
+        self.lost: list[tuple[bytes, str]] = []
+        """(activation, worker) of what a dead worker is blamed for."""
 
     def _feed(self, slot: Slot, spec: SubscriptionSpec, match: Match, item: Item, now_us: int) -> None:
         self.fed[spec.id, item.envelope.id] += 1
@@ -51,7 +54,7 @@ class AuditCore(ShardCore):
         super()._expire(slot, expiry, now_us)
 
     def _accept(self, slot: Slot, posting: Posting, now_us: int) -> None:
-        self.accepted.append((self.table.version, posting))
+        self.accepted.append(posting)
         super()._accept(slot, posting, now_us)
 
     def replay(self, record: Record) -> None:
@@ -63,7 +66,10 @@ class AuditCore(ShardCore):
         postings = record.completion.outputs if isinstance(record, Completed) else ()
         if isinstance(record, Published):
             postings = (record.posting,)
-        self.decided += [(self.table.version, posting) for posting in postings]
+        self.decided += [(frozenset(self.agents), posting) for posting in postings]
+        if isinstance(record, Lost):
+            known = self.slots[record.slot].open.keys()
+            self.lost += [(key, record.worker) for key in record.blamed if key in known]
         super().replay(record)
         if isinstance(record, Completed):
             assert record.completion.id in before, (
@@ -82,6 +88,13 @@ def replayed(owned: Iterable[int], records: Iterable[Record]) -> AuditCore:
         again = decode_record(data)
         assert again == record
         core.replay(again)
+    return core
+
+
+async def recovered(slots: Iterable[int], disk: MemoryDisk) -> ShardCore:
+    """Rebuild a core as a new shard would that found this disk."""
+    core = ShardCore(list(slots), durable=True)
+    await Keeper(core, MemoryStore(disk), snapshot_bytes=1).recover()
     return core
 
 
@@ -218,17 +231,19 @@ class Audit:
                 assert {e.id for e in outputs} == {output_id(key, i) for i in range(len(outputs))}
                 assert key in self.ended
 
-    def check_matches(self, tables: dict[int, MatchTable]) -> None:
-        """What an edge decided is what the table of the version says under which it was accepted."""
+    def check_matches(self, tables: dict[frozenset[str], MatchTable]) -> None:
+        """What an edge decided is what the table in force says when it was accepted."""
         for core in self.cores:
-            for version, posting in core.decided:
-                wanted = {m.subscription for m in tables[version].match(posting.envelope, None).matches}
+            for agents, posting in core.decided:
+                matched = tables[agents].match(posting.envelope, None)
+                wanted = {m.subscription for m in matched.matches}
                 assert {m.subscription for m in posting.matches} == wanted, posting.envelope
+                assert posting.refusals == matched.refusals
 
     def check_singles(self) -> None:
         """Every match of a subscription without a gate has exactly one result."""
         for core in self.cores:
-            for _, posting in core.accepted:
+            for posting in core.accepted:
                 envelope = posting.envelope
                 if envelope.correlation_id in self.cancelled:
                     continue
@@ -288,7 +303,7 @@ class Audit:
     def _check_fed(self, fed: Counter[tuple[str, bytes]]) -> None:
         """Whatever matched a subscription with a gate came there."""
         for core in self.cores:
-            for _, posting in core.accepted:
+            for posting in core.accepted:
                 if posting.envelope.correlation_id not in self.cancelled:
                     kinds = {m.subscription: core.subscriptions[m.subscription].kind for m in posting.matches}
                     gated = [name for name, kind in kinds.items() if kind != "single"]

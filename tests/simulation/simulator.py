@@ -1,322 +1,36 @@
 """A whole cluster in one process, seeded: the real shards, router and workers over links that fail.
 
 Everything that is random comes from one seed: the order in which ready callbacks run, delays, lost
-requests and replies, repeated requests, failing journals, crashes and the workload itself.
+requests and replies, repeated requests, failing journals, clocks, crashes and the workload itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 from unittest import mock
 
-import msgspec
-
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.shard import Shard, ShardSettings
-from flock_ray.adapters.memory import MemoryDisk, MemoryStore
 from flock_ray.board import Board, BoardLinks
-from flock_ray.core import wire
-from flock_ray.core.records import Record, decode_frame, envelopes_of
+from flock_ray.core.ids import owned_slots
 from flock_ray.core.registry import TypeRegistry, type_registry
-from flock_ray.core.rows import ArtifactQuery, Loaded, Snapshot, StoreBatch, WorkflowRow
-from flock_ray.core.shard import ShardCore
-from flock_ray.core.wire import Envelope
-from flock_ray.errors import PoolSaturatedError, StoreUnavailableError
+from flock_ray.errors import PoolSaturatedError, StaleEpochError, StoreUnavailableError
 from flock_ray.opening import Opened
 from flock_ray.ports import PeerGoneError
-from flock_ray.testing import VirtualClock, VirtualFlock, VirtualTimeLoop
-from flock_ray.testing.local import LocalBoard, sent
+from flock_ray.testing import VirtualClock, VirtualFlock
+from flock_ray.testing.local import LocalBoard
+from tests.simulation.disk import SimDisk
+from tests.simulation.links import SimLink
+from tests.simulation.loop import SeededLoop
+from tests.simulation.store import SimStore
+from tests.simulation.world import World
 
 T = TypeVar("T")
-
-
-class NumberedTask(asyncio.Task[Any]):
-    """Sets keep it by its number: their order does not depend on addresses in memory."""
-
-    number = 0
-
-    def __hash__(self) -> int:
-        return self.number
-
-
-class NumberedFuture(asyncio.Future[Any]):
-    """The same for futures."""
-
-    number = 0
-
-    def __hash__(self) -> int:
-        return self.number
-
-
-class SeededLoop(VirtualTimeLoop):
-    """Virtual time, and ready callbacks in an order that the seed decides."""
-
-    def __init__(self, rng: random.Random) -> None:
-        super().__init__()
-        self._rng = rng
-        self._numbers = itertools.count(1)
-        self.set_task_factory(self._make_task)
-
-    def _make_task(self, loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> NumberedTask:
-        NumberedTask.number = next(self._numbers)
-        task = NumberedTask(work, loop=loop, **options)
-        task.number = NumberedTask.number
-        return task
-
-    def create_future(self) -> NumberedFuture:
-        future = NumberedFuture(loop=self)
-        future.number = next(self._numbers)
-        return future
-
-    def _run_once(self) -> None:
-        ready = self._ready  # type: ignore[attr-defined]  # asyncio's own queue
-        if len(ready) > 1 and self._rng.random() < 0.7:
-            shuffled = list(ready)
-            self._rng.shuffle(shuffled)
-            ready.clear()
-            ready.extend(shuffled)
-        super()._run_once()  # type: ignore[misc]  # not in typeshed
-
-
-@dataclass
-class Faults:
-    """How bad this cluster is; every probability is per call."""
-
-    max_delay_s: float = 0.0
-    lost_request: float = 0.0
-    lost_reply: float = 0.0
-    repeated: float = 0.0
-    failing_append: float = 0.0
-    max_append_s: float = 0.0
-    no_room: float = 0.0
-
-    @classmethod
-    def draw(cls, rng: random.Random) -> Faults:
-        bad = rng.choice((0.0, 0.01, 0.04))
-        return cls(
-            max_delay_s=rng.choice((0.0, 0.002, 0.05, 0.3)),
-            lost_request=bad,
-            lost_reply=bad,
-            repeated=rng.choice((0.0, 0.02, 0.1)),
-            failing_append=rng.choice((0.0, 0.1, 0.4)),
-            max_append_s=rng.choice((0.0, 0.003, 0.1)),
-            no_room=rng.choice((0.0, 0.2)),
-        )
-
-
-class World:
-    """The seed's randomness, what is dead, and what travels."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = random.Random(seed)
-        self.faults = Faults.draw(self.rng)
-        self._deaths: dict[int, tuple[object, asyncio.Future[None]]] = {}
-        self._travelling: set[asyncio.Task[Any]] = set()
-        self.breakdowns: list[BaseException] = []
-        self.disks: dict[int, SimDisk] = {}
-
-    def calm(self) -> None:
-        """No more faults."""
-        self.faults = Faults()
-
-    def death(self, thing: object) -> asyncio.Future[None]:
-        entry = self._deaths.get(id(thing))
-        if entry is None:
-            entry = self._deaths[id(thing)] = (thing, asyncio.get_running_loop().create_future())
-        return entry[1]
-
-    def die(self, thing: object) -> None:
-        future = self.death(thing)
-        if not future.done():
-            future.set_result(None)
-
-    def check_forwards(self, blob: bytes) -> None:
-        """What a shard tells another one must be in its journal: a crash would take it back."""
-        batch = wire.decode_forward(blob)
-        durable = self.disks[batch.shard].durable
-        if early := [f for f in batch.forwards if f.seq > durable.get((f.source, f.target), 0)]:
-            self.breakdowns.append(AssertionError(f"sent before they were durable: {early}"))
-
-    def send(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Let something go on whatever becomes of its caller."""
-        task = asyncio.ensure_future(work)
-        self._travelling.add(task)
-        task.add_done_callback(self._arrived)
-        return task
-
-    def _arrived(self, task: asyncio.Task[Any]) -> None:
-        self._travelling.discard(task)
-        if not task.cancelled():
-            task.exception()  # the caller may be gone: nobody has to look at it
-
-    def on_error(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self.breakdowns.append(context.get("exception") or RuntimeError(context["message"]))
-
-    async def delay(self) -> None:
-        limit = self.faults.max_delay_s
-        # Mostly short, sometimes long: that is what reorders.
-        await asyncio.sleep(limit * self.rng.random() ** 4)
-
-
-class SimLink:
-    """Calls over a network that delays, loses and repeats, to processes that die."""
-
-    def __init__(self, world: World, find: Callable[[], Any], name: str) -> None:
-        self._world = world
-        self._find = find
-        self._name = name
-
-    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
-        if method.startswith("__"):
-            raise AttributeError(method)
-
-        async def call(*args: Any) -> Any:
-            if method == "forward":
-                self._world.check_forwards(args[0])
-            return await asyncio.shield(self._world.send(self._travel(method, args)))
-
-        return call
-
-    async def _travel(self, method: str, args: tuple[Any, ...]) -> Any:
-        world, faults, rng = self._world, self._world.faults, self._world.rng
-        await world.delay()
-        if rng.random() < faults.lost_request:
-            raise PeerGoneError(f"request to {self._name}.{method} lost")
-        if rng.random() < faults.repeated and method not in ("invoke", "cancel"):
-            world.send(self._later(method, args))
-        reply = await self._execute(method, args)
-        await world.delay()
-        if rng.random() < faults.lost_reply:
-            raise PeerGoneError(f"reply of {self._name}.{method} lost")
-        return reply
-
-    async def _later(self, method: str, args: tuple[Any, ...]) -> None:
-        await self._world.delay()
-        await self._execute(method, args)
-
-    async def _execute(self, method: str, args: tuple[Any, ...]) -> Any:
-        target = self._find()
-        if target is None:
-            raise PeerGoneError(f"{self._name} is dead", final=True)
-        work = asyncio.ensure_future(getattr(target, method)(*[sent(arg) for arg in args]))
-        death = self._world.death(target)
-        try:
-            await asyncio.wait([work, death], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            if not work.done():
-                work.cancel()
-        if death.done():
-            if not work.cancelled() and work.done():
-                work.exception()
-            raise PeerGoneError(f"{self._name} died", final=True)
-        return sent(work.result())
-
-
-class SimStore(MemoryStore):
-    """A store over a network of its own: slow, lossy, and what was sent arrives even when its sender is dead."""
-
-    def __init__(self, world: World, disk: SimDisk) -> None:
-        super().__init__(disk)
-        self._world = world
-        self.core: ShardCore | None = None
-        """Who writes here."""
-
-    async def _travel(self, work: Coroutine[Any, Any, T]) -> T:
-        faults, rng = self._world.faults, self._world.rng
-        await asyncio.sleep(faults.max_append_s * rng.random())
-        if rng.random() < faults.failing_append / 2:
-            work.close()
-            raise StoreUnavailableError("the store is away")
-        result = await work
-        await asyncio.sleep(faults.max_append_s * rng.random())
-        if rng.random() < faults.failing_append / 2:
-            raise StoreUnavailableError("the store's answer was lost")
-        return result
-
-    async def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return await asyncio.shield(self._world.send(self._travel(work)))
-
-    async def acquire(self) -> int:
-        return await self._call(super().acquire())
-
-    async def load(self) -> Loaded:
-        return await self._call(super().load())
-
-    async def append(self, batch: StoreBatch) -> None:
-        assert self.core is not None
-        sent = {(i, to): n for i, slot in self.core.slots.items() for to, n in slot.out_seq.items()}
-        await self._call(self._append(batch, sent))
-
-    async def _append(self, batch: StoreBatch, sent: dict[tuple[int, int], int]) -> None:
-        assert isinstance(self.disk, SimDisk)
-        new = batch.lsn > self.disk.last_lsn
-        await super().append(batch)
-        if new:
-            self.disk.history.append(batch.frame)
-            self.disk.durable = sent
-
-    async def save_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
-        await self._call(super().save_snapshots(snapshots))
-
-    async def truncate(self, lsn: int) -> None:
-        await self._call(super().truncate(lsn))
-
-    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
-        return await self._call(super().bodies(ids))
-
-    async def get(self, ids: Collection[bytes]) -> list[tuple[int, Envelope]]:
-        return await self._call(super().get(ids))
-
-    async def recent_ids(self, limit: int) -> list[bytes]:
-        return await self._call(super().recent_ids(limit))
-
-    async def read(self, query: ArtifactQuery, after: int, limit: int) -> list[tuple[int, Envelope]]:
-        return await self._call(super().read(query, after, limit))
-
-    async def count(self, query: ArtifactQuery) -> int:
-        return await self._call(super().count(query))
-
-    async def workflows(self, ids: Collection[str]) -> list[WorkflowRow]:
-        return await self._call(super().workflows(ids))
-
-
-@dataclass
-class SimDisk(MemoryDisk):
-    """A disk that also keeps what was truncated."""
-
-    history: list[bytes] = field(default_factory=list)
-    durable: dict[tuple[int, int], int] = field(default_factory=dict)
-    """(source, target): last forward that the records speak of."""
-
-    def records(self) -> list[Record]:
-        """Every record ever made durable, with its payloads."""
-        return self.with_payloads(
-            [record for frame in self.history for record in decode_frame(frame).records]
-        )
-
-    def with_payloads(self, records: list[Record]) -> list[Record]:
-        bodies = {envelope.id: envelope.payload for envelope in self.artifacts.values()}
-        for envelope in envelopes_of(records):
-            if not envelope.payload:
-                msgspec.structs.force_setattr(envelope, "payload", bodies[envelope.id])
-        return records
-
-
-@dataclass
-class Crashes:
-    """What was killed in a run."""
-
-    workers: int = 0
-    routers: int = 0
-    shards: int = 0
-    log: list[str] = field(default_factory=list)
 
 
 class SimBoard(LocalBoard):
@@ -326,8 +40,9 @@ class SimBoard(LocalBoard):
         self, world: World, num_shards: int, *, registry: TypeRegistry, max_payload_bytes: int
     ) -> None:
         self.world = world
-        self.crashes = Crashes()
         self.zombies: list[Shard] = []
+        self.gone = False
+        """Everything died: nothing of this board is started again."""
         super().__init__(
             num_shards,
             clock=VirtualClock(),
@@ -335,28 +50,33 @@ class SimBoard(LocalBoard):
             shard_settings=ShardSettings(
                 snapshot_bytes=world.rng.choice((500, 5_000, 10**9)),
                 max_artifacts=world.rng.choice((20, None)),
+                max_open=world.rng.choice((15, 200_000)),
             ),
             max_workers=2,
             max_payload_bytes=max_payload_bytes,
-            store=lambda index: SimStore(world, world.disks.setdefault(index, SimDisk())),
+            store=lambda index: SimStore(world, world.disks.setdefault(index, SimDisk()), index),
             router_settings=RouterSettings(max_shared_workers=world.rng.choice((1, 2, 3))),
         )
 
     def _make_shard(self, index: int) -> Shard:
-        made = super()._make_shard(index)
+        made = Shard(
+            index, self.num_shards, owned_slots(index, self.num_shards), store=self._store(index),
+            clock=self.world.clock(index), peers=self, settings=self._shard_settings,
+        )  # fmt: skip
         assert made._keeper is not None
         assert isinstance(made._keeper.store, SimStore)
         made._keeper.store.core = made.core
+        self.world.lives.setdefault(index, []).append(made.core)
         return made
 
     def shard(self, index: int) -> Any:
-        return SimLink(self.world, lambda: self.shards[index], f"shard {index}")
+        return SimLink(self.world, lambda: self.shards[index], f"shard {index}", lambda: self.gone)
 
     def worker(self, worker: str) -> Any:
-        return SimLink(self.world, lambda: self.workers.get(worker), f"worker {worker}")
+        return SimLink(self.world, lambda: self.workers.get(worker), f"worker {worker}", lambda: True)
 
     def router(self) -> Any:
-        return SimLink(self.world, lambda: self.the_router, "router")
+        return SimLink(self.world, lambda: self.the_router, "router", lambda: self.gone)
 
     def alive(self) -> list[Shard]:
         return [shard for shard in self.shards if shard is not None]
@@ -375,45 +95,70 @@ class SimBoard(LocalBoard):
         if made is not None:
             self.world.die(made)
 
-    def kill_worker(self) -> None:
+    def kill_worker(self, worker: str | None = None) -> None:
         """A process is gone, whatever it was at."""
         if not self.workers:
             return
-        worker = self.world.rng.choice(list(self.workers))
+        worker = worker or self.world.rng.choice(list(self.workers))
         made = self.workers.pop(worker)
         self._attached.pop(worker).cancel()
         made.close()
         self.world.die(made)
-        self.crashes.workers += 1
+        self.world.trace.note(f"worker {worker} dies")
+
+    def kill_router(self) -> None:
+        """The router dies at once, and what it was about to do is not done."""
+        old, self.the_router = self.the_router, None
+        if old is not None:
+            for task in list(old._tasks):
+                task.cancel()
+            self.world.die(old)
+            self.world.trace.note("the router dies")
 
     async def restart_router(self) -> None:
-        """The router dies at once, and later a new one begins with nothing."""
-        old, self.the_router = self.the_router, None
-        if old is None:
-            return
-        self.crashes.routers += 1
-        for task in list(old._tasks):
-            task.cancel()
-        self.world.die(old)
+        """A new router begins with nothing."""
+        self.kill_router()
         await asyncio.sleep(self.world.rng.random() * 2)
         self.the_router = self._make_router()
         self.the_router.start(first=False)
 
-    async def restart_shard(self) -> None:
-        """A shard dies with everything that its journal does not have; a new one rebuilds the rest."""
-        index = self.world.rng.randrange(self.num_shards)
+    async def kill_shard(self, index: int) -> None:
+        """A shard dies with everything that its journal does not have."""
         old, self.shards[index] = self.shards[index], None
         if old is None:
             return
-        self.crashes.shards += 1
         self.world.die(old)
-        if self.world.rng.random() < 0.3:
-            self.zombies.append(old)  # only cut off: it goes on, and writes whatever it can
+        is_zombie = self.world.rng.random() < self.world.faults.zombie
+        self.world.trace.note("dies" if not is_zombie else "is cut off and goes on", index)
+        if is_zombie:
+            self.zombies.append(old)
+            self.world.send(self._end(old))
         else:
             await old.close()
+
+    async def _end(self, zombie: Shard) -> None:
+        await asyncio.sleep(self.world.rng.random() * 6)
+        await zombie.close()
+
+    async def restart_shard(self, index: int | None = None) -> None:
+        """A new shard rebuilds what the old one had."""
+        index = self.world.rng.randrange(self.num_shards) if index is None else index
+        await self.kill_shard(index)
         await asyncio.sleep(self.world.rng.random())
+        if self.world.rng.random() < 0.3:
+            self.world.jump(index)  # it comes back on another machine
         self.shards[index] = new = self._make_shard(index)
         new.start()
+
+    async def kill_everything(self) -> None:
+        """The lights go out: nothing is left but disks, and the zombies that somebody forgot."""
+        self.world.trace.note("everything dies")
+        self.gone = True
+        self.kill_router()
+        for worker in list(self.workers):
+            self.kill_worker(worker)
+        for index in range(self.num_shards):
+            await self.kill_shard(index)
 
 
 class SimFlock(VirtualFlock):
@@ -432,7 +177,10 @@ class SimFlock(VirtualFlock):
     async def _open(self) -> Opened:
         settings = self._settings
         local = self.local = SimBoard(
-            self.world, settings.shards or 1, registry=self._registry, max_payload_bytes=settings.max_payload_bytes
+            self.world,
+            settings.shards or 1,
+            registry=self._registry,
+            max_payload_bytes=settings.max_payload_bytes,
         )
         local.begin()
         links = BoardLinks([local.shard(i) for i in range(local.num_shards)], local.router(), local.worker)
@@ -452,20 +200,31 @@ class SimFlock(VirtualFlock):
 
         return Opened(self.board, close, True)
 
+    async def crash(self) -> SimFlock:
+        """Everything dies, the driver too; returns what the same script has on the same disks a little later."""
+        sim, board = self.sim, self.board
+        await sim.kill_everything()
+        if board is not None and board._attending is not None:
+            board._attending.cancel()
+        await asyncio.sleep(self.world.rng.random() * 3)
+        again = SimFlock(self.world, sim.num_shards)
+        again._builders = dict(self._builders)
+        await persist(again.start)
+        return again
+
 
 async def persist(call: Callable[[], Awaitable[T]]) -> T:
     """Repeat a call until the network lets it through."""
     while True:
         try:
             return await call()
-        except (PeerGoneError, StoreUnavailableError):
-            await asyncio.sleep(0.05)
+        except (PeerGoneError, StoreUnavailableError, StaleEpochError):
+            await asyncio.sleep(0.2)
 
 
-def run_seeded(seed: int, main: Callable[[World], Coroutine[Any, Any, T]]) -> T:
+def run_seeded(world: World, main: Callable[[World], Coroutine[Any, Any, T]]) -> T:
     """Run a scenario in a world of its own."""
-    world = World(seed)
-    loop_rng, id_rng = random.Random(seed + 1), random.Random(seed + 2)
+    loop_rng, id_rng = random.Random(world.seed + 1), random.Random(world.seed + 2)
 
     async def guarded() -> T:
         asyncio.get_running_loop().set_exception_handler(world.on_error)

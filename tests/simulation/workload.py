@@ -12,7 +12,9 @@ from pydantic import BaseModel
 
 from flock_ray import BatchSpec, JoinSpec, When, flock_type
 from flock_ray.core.system_types import WorkflowError
-from tests.simulation.simulator import SimFlock, World, persist
+from flock_ray.core.visibility import PrivateVisibility
+from tests.simulation.simulator import SimFlock, persist
+from tests.simulation.world import World
 
 
 class Keyed(BaseModel):
@@ -48,6 +50,11 @@ class Pair(Keyed):
 @flock_type(name="SimDone")
 class Done(Keyed):
     pass
+
+
+@flock_type(name="SimPing")
+class Ping(Keyed):
+    """What settles at once: its workflows leave memory and come back."""
 
 
 def declare(flock: SimFlock, world: World) -> None:
@@ -106,6 +113,13 @@ def declare(flock: SimFlock, world: World) -> None:
     add("once-many").consumes(Note, activation=When.correlation(Part).count_at_least(2)).publishes(Done).runs(
         lambda note: work()
     )
+    add("picky").consumes(Note, where=lambda note: 1 // note.key > 0).publishes(Done).runs(
+        lambda note: work()
+    )
+    add("echo").consumes(Ping).publishes(Done).runs(lambda ping: work())
+    add("third").consumes(Ping, activation=When.correlation(Ping).count_at_least(3)).publishes(Done).runs(
+        lambda ping: work()
+    )
     add("errors").consumes(WorkflowError).publishes(Done).runs(lambda error: work())
     add("loop").consumes(Seed).publishes(Seed).prevent_self_trigger(False).runs(loop)
 
@@ -119,49 +133,93 @@ def declare_late(flock: SimFlock) -> None:
 class Story:
     """What the driver knows it did."""
 
+    flock: SimFlock
+    """The one of the driver that runs now."""
     accepted: list[bytes] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
+    restarts: int = 0
 
 
-async def publish_some(flock: SimFlock, world: World, story: Story, publisher: int, count: int) -> None:
-    """Publish like a client whose calls fail: again and again with the same key, until it is told so."""
+ONLY_SOME = PrivateVisibility(agents=frozenset({"slow", "split", "and", "join", "batch", "either-1", "loop"}))
+
+
+async def publish_some(world: World, story: Story, publisher: int, count: int) -> None:
+    """Publish like a client whose calls fail: again and again until it is told that it is done."""
     rng = world.rng
     for number in range(count):
         await asyncio.sleep(rng.random() * 0.3)
-        workflow = f"workflow-{rng.randrange(8)}"
-        kind = rng.choice((Seed, Seed, Step, Note, Note, Part))
-        options: dict[str, Any] = {"correlation_id": workflow, "idempotency_key": f"{publisher}-{number}"}
-        if workflow in ("workflow-0", "workflow-1"):
+        options: dict[str, Any] = {}
+        kind = rng.choice((Seed, Seed, Step, Note, Note, Part, Ping, Ping, Ping))
+        if (name := rng.randrange(10)) < 8:
+            options["correlation_id"] = f"pings-{name // 2}" if kind is Ping else f"workflow-{name}"
+        if name < 2 and kind is not Ping:
             options["partition_key"] = f"partition-{rng.randrange(2)}"
+        if rng.random() < 0.7:
+            options["idempotency_key"] = f"{publisher}-{number}"
         if rng.random() < 0.2:
             options["delay"] = timedelta(seconds=rng.random() * 3)
         if rng.random() < 0.2:
             options["priority"] = rng.randrange(3)
-        model = kind(uid=rng.getrandbits(30), key=rng.randrange(3))
-        artifact = await persist(lambda m=model, o=options: flock.publish(m, **o))  # type: ignore[misc]  # bound now
-        story.accepted.append(artifact.id.bytes)
+        if rng.random() < 0.1:
+            options["visibility"] = ONLY_SOME
+        models = [
+            kind(uid=rng.getrandbits(30), key=rng.randrange(3)) for _ in range(rng.choice((1, 1, 1, 1, 3)))
+        ]
+        artifacts = await persist(lambda m=models, o=options: story.flock.publish_many(m, **o))  # type: ignore[misc]  # bound now
+        story.accepted += [artifact.id.bytes for artifact in artifacts]
 
 
-async def make_trouble(flock: SimFlock, world: World, story: Story, events: int) -> None:
-    """Kill, redeploy, cancel and flush while the board works."""
+async def deploy_late(world: World, story: Story) -> None:
+    """Deploy an agent while clients publish and workers report what was matched without it."""
+
+    async def deploy() -> None:
+        flock = story.flock
+        if "late" not in flock._builders:
+            declare_late(flock)
+        await flock.start()
+
+    await asyncio.sleep(world.rng.random() * 4)
+    if world.rng.random() < 0.6:
+        await persist(deploy)
+
+
+async def make_trouble(world: World, story: Story, events: int) -> None:
+    """Kill, redeploy, cancel, flush and set clocks while the board works."""
     rng = world.rng
-    deployed = False
+    kinds = (
+        "worker",
+        "worker",
+        "router",
+        "cancel",
+        "flush",
+        "shard",
+        "shard",
+        "shard",
+        "clock",
+        "everything",
+    )
     for _ in range(events):
         await asyncio.sleep(rng.random() * 0.8)
-        what = rng.choice(("worker", "worker", "router", "deploy", "cancel", "flush", "shard"))
-        if what == "worker":
-            flock.sim.kill_worker()
-        elif what == "router":
-            await flock.sim.restart_router()
-        elif what == "shard":
-            await flock.sim.restart_shard()
-        elif what == "deploy" and not deployed:
-            deployed = True
-            declare_late(flock)
-            await persist(flock.start)
-        elif what == "cancel" and len(story.cancelled) < 2:
-            workflow = f"workflow-{rng.randrange(8)}"
-            story.cancelled.add(workflow)
-            await persist(lambda w=workflow: flock.cancel(w))  # type: ignore[misc]  # bound now
-        elif what == "flush":
-            await persist(flock.flush_batches)
+        await make_one(world, story, rng.choice(kinds))
+
+
+async def make_one(world: World, story: Story, what: str) -> None:
+    flock, rng = story.flock, world.rng
+    if what == "worker":
+        flock.sim.kill_worker()
+    elif what == "router":
+        await flock.sim.restart_router()
+    elif what == "shard":
+        await flock.sim.restart_shard()
+    elif what == "clock":
+        world.jump(rng.randrange(flock.sim.num_shards))
+    elif what == "everything" and story.restarts < 2:
+        story.restarts += 1
+        story.flock = await flock.crash()
+    elif what == "cancel" and len(story.cancelled) < 2:
+        workflow = f"workflow-{rng.randrange(8)}"
+        story.cancelled.add(workflow)
+        world.trace.note(f"{workflow} is cancelled")
+        await persist(lambda: flock.cancel(workflow))
+    elif what == "flush":
+        await persist(flock.flush_batches)

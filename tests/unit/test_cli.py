@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from flock_ray import __version__
 from flock_ray.cli import main
-from flock_ray.core.registry import type_registry
+from flock_ray.core.registry import TypeRegistry, type_registry
+from flock_ray.testing import MemoryPersistence, VirtualFlock, run_virtual
 
 AGENTS = """
 from pydantic import BaseModel
@@ -124,6 +126,82 @@ def test_check_says_what_to_name_instead(target: str, capsys: pytest.CaptureFixt
 def test_check_refuses_a_published_type_that_is_not_registered(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "cli_shop:good", "--published", "cli.Typo"]) == 2
     assert capsys.readouterr().err.startswith("UnknownTypeError: ")
+
+
+def test_config_does_not_print_the_secret_in_the_url_of_the_persistence(
+    clean: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clean.setenv("FLOCK_PERSISTENCE", "postgresql://me:hunter2@db/boards")
+    assert main(["config"]) == 0
+    out, err = capsys.readouterr()
+    assert "hunter2" not in out + err
+    assert rows(out)["FLOCK_PERSISTENCE"] == ["**********", "environment"]
+
+
+# -- flock check --against -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> MemoryPersistence:
+    """A persistence that every URL names; its board `shop` was deployed with cli.Order {n, note} and cli.Parcel."""
+    keep = MemoryPersistence()
+    monkeypatch.setattr("flock_ray.against.persistence_from_url", lambda _: keep)
+
+    class Order(BaseModel):
+        n: int
+        note: str
+
+    class Parcel(BaseModel):
+        n: int
+
+    registry = TypeRegistry()
+    registry.register(Order, name="cli.Order")
+    registry.register(Parcel, name="cli.Parcel")
+
+    async def deploy() -> None:
+        async with VirtualFlock(namespace="shop", persistence=keep, registry=registry) as flock:
+            flock.agent("packer").consumes(Order).publishes(Parcel).runs(lambda order: Parcel(n=order.n))
+            await flock.start()
+
+    run_virtual(deploy())
+    return keep
+
+
+@pytest.mark.usefixtures("shop")
+def test_check_against_a_board_prints_what_a_deploy_would_break(
+    board: MemoryPersistence, capsys: pytest.CaptureFixture[str], clean: pytest.MonkeyPatch
+) -> None:
+    epoch = board.boards["shop"][0].epoch
+    check = ["check", "cli_shop:good", "--published", "cli.Order", "--against", "sqlite:///boards"]
+    assert main([*check, "--namespace", "shop"]) == 1
+    out = capsys.readouterr().out
+    assert "error RemovedRequiredField: type 'cli.Order': field note is gone, and it was required;" in out
+    assert "error VersionNotRaised: type 'cli.Order'" in out and "type 'cli.Parcel'" not in out
+    assert board.boards["shop"][0].epoch == epoch  # nobody took the board from its shard
+
+    # And the same from the environment, where a password belongs
+    clean.setenv("FLOCK_PERSISTENCE", "postgresql://me:hunter2@db/boards")
+    clean.setenv("FLOCK_NAMESPACE", "shop")
+    assert main(["check", "cli_shop:good", "--against", "-"]) == 1
+    assert capsys.readouterr().out.count("RemovedRequiredField") == 1
+
+
+@pytest.mark.usefixtures("shop", "board", "clean")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--against", "sqlite:///boards", "--namespace", "nothing"], "No board 'nothing'"),
+        (["--against", "sqlite:///boards"], "No board 'default'"),
+        (["--against", "-"], "FLOCK_PERSISTENCE, which is not set"),
+        (["--against", "shop", "--namespace", "other"], "names a board already"),
+    ],
+)
+def test_check_against_no_board_says_so(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "cli_shop:good", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ConfigurationError: ") and message in err
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:

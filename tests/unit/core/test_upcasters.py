@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from flock_ray.core.registry import flock_type, to_json, type_registry, upcaster
-from flock_ray.errors import ArtifactSchemaError, ConfigurationError
+from flock_ray.errors import ArtifactSchemaError, ConfigurationError, VersionConflictError
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_upcasters_chain_to_the_current_version() -> None:
 def test_a_newer_version_says_upgrade(version: int) -> None:
     _versioned()
     with pytest.raises(
-        ArtifactSchemaError, match=rf"version {version}; this process knows up to 3\. Upgrade"
+        VersionConflictError, match=rf"version {version}; this process knows up to 3\. Upgrade"
     ):
         type_registry.validate("Order", version, b"{}")
 

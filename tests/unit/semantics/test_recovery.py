@@ -14,7 +14,13 @@ from pydantic import BaseModel
 from flock_ray import BatchSpec, JoinSpec, Until, When, flock_type
 from flock_ray.adapters.memory import MemoryStore
 from flock_ray.core.rows import StoreBatch
-from flock_ray.errors import ConfigurationError, StaleEpochError, StoreCorruptError, StoreUnavailableError
+from flock_ray.errors import (
+    ConfigurationError,
+    StaleEpochError,
+    StoreCorruptError,
+    StoreError,
+    StoreUnavailableError,
+)
 from flock_ray.testing import MemoryPersistence, VirtualFlock, run_virtual
 
 
@@ -345,5 +351,22 @@ def test_while_the_store_is_away_publishers_are_told_and_results_are_kept() -> N
             # Then nothing is missing and nothing is there twice
             assert sorted(b.n for b in await flock.store.get_by_type(Both)) == [1, 2]
             assert await flock.store.count(Left) == 2
+
+    run_virtual(scenario())
+
+
+def test_a_defect_in_a_batch_stops_the_shard_and_says_so() -> None:
+    async def scenario() -> None:
+        async with opened(MemoryPersistence(), work) as flock:
+            assert flock.local is not None
+            shard: Any = flock.local.shards[0]
+
+            def tick(now_us: int) -> None:
+                raise ZeroDivisionError("a defect")
+
+            shard.core.tick, shard.core.next_timer_us = tick, lambda: 1
+            for _ in range(2):
+                with pytest.raises(StoreError, match="ZeroDivisionError: a defect"):
+                    await flock.publish(Left(n=1))
 
     run_virtual(scenario())

@@ -1,0 +1,42 @@
+"""The disk of a simulated shard: a model of the store that forgets nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import msgspec
+
+from flock_ray.adapters.memory import MemoryDisk
+from flock_ray.core.records import Record, decode_frame, envelopes_of
+
+
+@dataclass
+class SimDisk(MemoryDisk):
+    """A disk that also keeps what was truncated."""
+
+    history: list[bytes] = field(default_factory=list)
+    sent: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(source, target): last forward that the records speak of."""
+    received: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(source, target): last forward that the records have applied."""
+    last_at_us: int = 0
+
+    def records(self) -> list[Record]:
+        """Every record ever made durable, with its payloads."""
+        return self.with_payloads([r for frame in self.history for r in decode_frame(frame).records])
+
+    def with_payloads(self, records: list[Record]) -> list[Record]:
+        bodies = {envelope.id: envelope.payload for envelope in self.artifacts.values()}
+        for envelope in envelopes_of(records):
+            if not envelope.payload:
+                msgspec.structs.force_setattr(envelope, "payload", bodies[envelope.id])
+        return records
+
+    def copy(self) -> MemoryDisk:
+        """Return what a store would keep of this, to be tried out."""
+
+        def own(value: Any) -> Any:
+            return dict(value) if isinstance(value, dict) else value
+
+        return MemoryDisk(**{f.name: own(getattr(self, f.name)) for f in fields(MemoryDisk)})

@@ -1,0 +1,131 @@
+"""Calls over a network that delays, loses and repeats, and what they promise is checked as they pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from flock_ray.actors.shard import Shard
+from flock_ray.core import wire
+from flock_ray.core.ids import activation_id
+from flock_ray.core.shard import NOT_RUN
+from flock_ray.core.state import MATCH_AGENT
+from flock_ray.ports import PeerGoneError
+from flock_ray.testing.local import sent
+from tests.simulation.world import World
+
+
+class SimLink:
+    """Calls to a process that may die."""
+
+    def __init__(
+        self, world: World, find: Callable[[], Any], name: str, is_final: Callable[[], bool]
+    ) -> None:
+        self._world = world
+        self._find = find
+        self._name = name
+        self._is_final = is_final
+
+    def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
+        if method.startswith("__"):
+            raise AttributeError(method)
+
+        async def call(*args: Any) -> Any:
+            if method == "forward":
+                check_forwards(self._world, args[0])
+            return await asyncio.shield(self._world.send(self._travel(method, args)))
+
+        return call
+
+    async def _travel(self, method: str, args: tuple[Any, ...]) -> Any:
+        world, faults, rng = self._world, self._world.faults, self._world.rng
+        await world.delay()
+        if rng.random() < faults.lost_request:
+            raise PeerGoneError(f"request to {self._name}.{method} lost")
+        if rng.random() < faults.repeated and method not in ("invoke", "cancel"):
+            world.send(self._later(method, args))
+        reply = await self._execute(method, args)
+        await world.delay()
+        if rng.random() < faults.lost_reply:
+            raise PeerGoneError(f"reply of {self._name}.{method} lost")
+        return reply
+
+    async def _later(self, method: str, args: tuple[Any, ...]) -> None:
+        await self._world.delay()
+        await asyncio.sleep(self._world.faults.max_repeat_s * self._world.rng.random())
+        await self._execute(method, args)
+
+    async def _execute(self, method: str, args: tuple[Any, ...]) -> Any:
+        target = self._find()
+        if target is None:
+            raise PeerGoneError(f"{self._name} is dead", final=self._is_final())
+        work = asyncio.ensure_future(getattr(target, method)(*[sent(arg) for arg in args]))
+        world, faults, rng = self._world, self._world.faults, self._world.rng
+        death = world.death(target)
+        try:
+            await asyncio.wait([work, death], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not work.done():
+                work.cancel()
+        if death.done():
+            if not work.cancelled() and work.done():
+                work.exception()
+            if rng.random() < faults.repeated_to_successor:
+                world.send(self._later(method, args))
+            raise PeerGoneError(f"{self._name} died", final=self._is_final())
+        if isinstance(target, Shard) and method in _PROMISES:
+            _PROMISES[method](self._world, target.index, args[0], work.result())
+        return sent(work.result())
+
+
+def check_forwards(world: World, blob: bytes) -> None:
+    """What a shard tells another one must be in its journal: a crash would take it back."""
+    batch = wire.decode_forward(blob)
+    durable = world.disks[batch.shard].sent
+    if early := [f.seq for f in batch.forwards if f.seq > durable.get((f.source, f.target), 0)]:
+        world.broken(batch.shard, f"forwards {early} were sent before they were durable")
+
+
+def check_published(world: World, shard: int, blob: bytes, answer: bytes) -> None:
+    """G1: what is accepted is on the disk, or it was not accepted."""
+    reply = wire.decode_publish_reply(answer)
+    if reply.status != "ok":
+        return
+    world.heard.append((shard, blob))
+    for posting, outcome in zip(wire.decode_publish(blob).postings, reply.outcomes, strict=True):
+        known = posting.envelope.id in world.disks[shard].positions
+        if outcome in (wire.PUBLISHED, wire.DUPLICATE) and not known:
+            world.broken(
+                shard, f"G1: {posting.envelope.id.hex()[:8]} was acknowledged and is not on the disk"
+            )
+
+
+def check_completed(world: World, shard: int, blob: bytes, answer: bytes) -> None:
+    """G2: a result that a worker may forget has a row, or another one of its activation has."""
+    if wire.decode_complete_reply(answer).status != "ok":
+        return
+    for completion in wire.decode_complete(blob).completions:
+        if completion.error is not None and completion.error.type == NOT_RUN:
+            continue
+        if completion.id not in world.disks[shard].ended and not _is_match(completion):
+            world.broken(shard, f"G2: result of {completion.id.hex()[:8]} was taken and is not on the disk")
+
+
+def _is_match(completion: wire.Completion) -> bool:
+    """Say whether it comes from the board's own agent, which has no rows."""
+    if not completion.outputs:
+        return completion.error is not None
+    envelope = completion.outputs[0].envelope
+    return completion.id == activation_id(MATCH_AGENT, "", (envelope.id,), 0)
+
+
+def check_acked(world: World, shard: int, _: bytes, answer: bytes) -> None:
+    """G2: what a sender may forget has been applied for good."""
+    durable = world.disks[shard].received
+    for source, target, seq in wire.decode_forward_reply(answer).acks:
+        if seq > durable.get((source, target), 0):
+            world.broken(shard, f"forward {source}>{target} #{seq} was acknowledged before it was durable")
+
+
+_PROMISES = {"publish": check_published, "complete": check_completed, "forward": check_acked}
