@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flock_ray.actors.handles import ActorLink, PatientLink, RayPeers, actor_name
 from flock_ray.actors.processes import MAX_PENDING, BoardPlan, RouterActor, ShardActor
@@ -87,11 +88,16 @@ async def open_board(plan: BoardPlan) -> RayBoard:
     }  # fmt: skip
     if plan.detached:
         options["lifetime"] = "detached"
+    here = {}
+    if plan.persistence is not None and plan.persistence.mode == "sqlite":
+        # Its files are on this machine.
+        node = ray.get_runtime_context().get_node_id()
+        here = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
     shards: list[ActorLink] = []
     restarts = -1 if plan.durable else 0
     for index in range(plan.num_shards):
         name = actor_name(plan.namespace, "shard", index)
-        handle = ShardActor.options(name=name, max_restarts=restarts, **options).remote(index, plan)
+        handle = ShardActor.options(name=name, max_restarts=restarts, **here, **options).remote(index, plan)
         shards.append(_shard_link(plan, name, handle))
     name = actor_name(plan.namespace, "router", 0)
     router = PatientLink(
