@@ -107,6 +107,8 @@ class Shard(ShardOutbound, ShardReaders, ShardRetention):
         """Micro-batches, records in them, and messages to workers so far."""
         self._closed = False
         self._retry_after_s = 0.1
+        self._read_s: float | None = None
+        """Monotonic time at which the clock was read last."""
         self._recovered = asyncio.Event()
         self._failure: FlockError | None = None
         super().__init__()
@@ -276,8 +278,13 @@ class Shard(ShardOutbound, ShardReaders, ShardRetention):
         """Called when the shard has failed by a defect: a host that can start it again on its store does so."""
 
     def _now_us(self) -> int:
-        core = self.core
-        core.clock_us = max(core.clock_us, self._clock.now_us())
+        """Journal time: wall time, or while that is behind, the last one and what a monotonic clock adds to it."""
+        core, wall_us, read_s = self.core, self._clock.now_us(), asyncio.get_running_loop().time()
+        if wall_us >= core.clock_us:
+            core.clock_us = wall_us
+        elif self._read_s is not None:
+            core.clock_us += round((read_s - self._read_s) * 1e6)
+        self._read_s = read_s
         return core.clock_us
 
     async def _turn(self) -> None:

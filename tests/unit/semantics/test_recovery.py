@@ -370,3 +370,22 @@ def test_a_defect_in_a_batch_stops_the_shard_and_says_so() -> None:
                     await flock.publish(Left(n=1))
 
     run_virtual(scenario())
+
+
+def test_timers_go_on_when_the_wall_clock_goes_back() -> None:
+    async def scenario() -> int:
+        async with opened(MemoryPersistence(), work) as flock:
+            assert flock.local is not None
+            shard: Any = flock.local.shards[0]
+            await flock.publish(Left(n=1), delay=timedelta(seconds=5))
+            now_us = shard._clock.now_us
+
+            class Behind:
+                def now_us(self) -> int:
+                    return int(now_us()) - 3_600_000_000
+
+            shard._clock = Behind()
+            await asyncio.sleep(10)
+            return await flock.store.count(Both)
+
+    assert run_virtual(scenario()) == 1
