@@ -14,7 +14,7 @@ from flock_ray.core.messages import parts
 from flock_ray.ports import Clock, PeerGoneError, Peers
 
 if TYPE_CHECKING:
-    from flock_ray.actors.shard import ShardSettings
+    from flock_ray.actors.limits import ShardSettings
     from flock_ray.core.shard import ShardCore
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ import ray
 from flock_ray.actors.clock import SystemClock
 from flock_ray.actors.executor import Executor
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
+from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.router import Router
-from flock_ray.actors.shard import Shard, ShardSettings
+from flock_ray.actors.shard import Shard
 from flock_ray.actors.worker import Worker
 from flock_ray.core.ids import owned_slots
 from flock_ray.deployment import CloudpickleCodec

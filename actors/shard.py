@@ -10,10 +10,10 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from flock_ray.actors.keeping import Keeper
+from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.outbound import ShardOutbound
 from flock_ray.actors.readers import ShardReaders
 from flock_ray.actors.retention import ShardRetention
@@ -37,22 +37,6 @@ _DECODERS: dict[str, Callable[[bytes], Any]] = {
 
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 """Commands of one micro-batch, so that one append stays small enough for every store."""
-
-
-@dataclass(frozen=True, slots=True)
-class ShardSettings:
-    """Limits of one shard."""
-
-    max_artifacts: int | None = None
-    """Artifacts kept in memory; None: no limit."""
-    max_open: int = 200_000
-    """Open activations past which publishers are told to wait."""
-    max_inbox_bytes: int = 256 * 1024 * 1024
-    """Bytes of commands waiting past which publishers are told to wait."""
-    report_every_s: float = 0.02
-    """Shortest time between two reports of demand to the router."""
-    snapshot_bytes: int = 8 * 1024 * 1024
-    """Bytes of journal after which slots are snapshotted and the journal is cut."""
 
 
 class Shard(ShardOutbound, ShardReaders, ShardRetention):

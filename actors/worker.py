@@ -366,6 +366,10 @@ class Worker:
             version, agents = await self._peers.shard(shard).table()
         except PeerGoneError:
             return
+        if not agents:
+            # It has come back from its journal, which has no code: the router brings that in a moment.
+            await asyncio.sleep(RETRY_S * 10)
+            return
         await self.install(version, agents)
 
     async def _match_again(self, completions: list[wire.Completion]) -> list[wire.Completion]:

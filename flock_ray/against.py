@@ -14,7 +14,7 @@ from flock_ray.core.wire import TypeInfo
 from flock_ray.errors import ConfigurationError
 from flock_ray.opening import DEFAULT_BOARD
 from flock_ray.persistence import persistence_from_url
-from flock_ray.ports import JournalPeek, Persistence
+from flock_ray.ports import Persistence
 
 FROM_ENVIRONMENT = "-"
 """Stands for the URL in FLOCK_PERSISTENCE: a password belongs into no command line."""
@@ -59,11 +59,6 @@ async def stored_types(persistence: Persistence, board: str) -> tuple[TypeInfo, 
         raise ConfigurationError(f"No board {board!r} is kept in {persistence!r}: check --namespace.")
     store = persistence.store(board, 0, owned_slots(0, num_shards))  # every shard has the same table
     try:
-        if not isinstance(store, JournalPeek):
-            raise ConfigurationError(
-                f"Boards in {persistence.mode} can't be read from outside yet: start the board, and name its "
-                "namespace instead of the URL."
-            )
         return recorded_types(await store.peek())
     finally:
         await store.close()

@@ -190,7 +190,11 @@ class Board(BoardPublishing):
 
     async def _refresh(self, shard: int) -> None:
         version, blobs = await self._call(self.shard(shard).table())
-        if version > self.edge.table.version:
+        if (
+            not blobs
+        ):  # it has come back from its journal, which has no code: the router brings that in a moment
+            await asyncio.sleep(0.05)
+        elif version > self.edge.table.version:
             self._compile(version, blobs)
 
     async def _call(self, call: Any) -> Any:

@@ -101,7 +101,7 @@ class BoardPublishing:
                 return
             if reply.status == "closed":
                 raise BoardClosedError("The board was shut down. Create a new Flock to go on.")
-            if reply.status == "stale_table":
+            if reply.status == "stale_table" and self._monotonic() < deadline:
                 await self._refresh(shard)
                 batch = [self.edge.rematch(posting) for posting in batch]
                 matched_with = self.edge.table.version
@@ -112,9 +112,9 @@ class BoardPublishing:
 
     def _give_up(self, reply: wire.PublishReply) -> NoReturn:
         """Raise what a batch that was not taken in time stands for."""
-        if reply.status == "unavailable":
+        if reply.status in ("unavailable", "stale_table"):
             raise StoreUnavailableError(
-                f"The board's store did not answer for {self._publish_timeout_s:g} s. What was accepted is kept; "
+                f"The board's store, or its router, did not answer for {self._publish_timeout_s:g} s. What was accepted is kept; "
                 "publish this again when the store is back, or raise publish_timeout."
             )
         raise BackpressureError(

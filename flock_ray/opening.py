@@ -53,9 +53,9 @@ async def open_on_ray(
     os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE_BYTES))
     from flock_ray.actors.bootstrap import cluster_cpus, ensure_ray, open_board, stop_ray
     from flock_ray.actors.clock import SystemClock
+    from flock_ray.actors.limits import ShardSettings
     from flock_ray.actors.pools import RouterSettings
     from flock_ray.actors.processes import BoardPlan
-    from flock_ray.actors.shard import ShardSettings
 
     private = f"default-{uuid.uuid4().hex[:12]}"
     namespace = settings.namespace or (private if persistence is None else DEFAULT_BOARD)

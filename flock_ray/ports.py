@@ -17,7 +17,7 @@ from flock_ray.core.rows import (
 )
 from flock_ray.core.wire import Envelope
 
-__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "JournalPeek", "PeerGoneError", "Peers",
+__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "PeerGoneError", "Peers",
            "Persistence", "RouterLink", "ShardLink", "ShardStore", "Spawner", "WorkerLink"]  # fmt: skip
 
 
@@ -64,6 +64,17 @@ class Journal(Protocol):
         """
         ...
 
+    async def peek(self) -> Loaded:
+        """Return what `Journal.load` would, without becoming the writer: creates, changes and fences nothing.
+
+        One consistent moment; a writer may be at work meanwhile, and `acquire` was not called.
+
+        Raises:
+            StoreUnavailableError: It does not answer now; retryable.
+            StoreCorruptError: As for `load`.
+        """
+        ...
+
     async def append(self, batch: StoreBatch) -> None:
         """Make a batch durable, all or nothing; a batch that is there already (same epoch and lsn) is left as it is.
 
@@ -91,22 +102,6 @@ class Journal(Protocol):
 
     async def close(self) -> None:
         """Let go of connections and files; safe to repeat."""
-        ...
-
-
-@runtime_checkable
-class JournalPeek(Protocol):
-    """A journal that can be read beside its writer: for tools that look at a board from outside."""
-
-    async def peek(self) -> Loaded:
-        """Return what `Journal.load` would, without becoming the writer: creates, changes and fences nothing.
-
-        One consistent moment; a writer may be at work meanwhile, and `acquire` was not called.
-
-        Raises:
-            StoreUnavailableError: It does not answer now; retryable.
-            StoreCorruptError: As for `load`.
-        """
         ...
 
 

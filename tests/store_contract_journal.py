@@ -132,6 +132,20 @@ class JournalContract(StoreFixtures):
         frames = [(1, b"frame-1"), (2, b"frame-2"), (3, bytes(range(256)))]
         assert Loaded([], frames, 3, 7) == await second.load()
 
+    async def test_peek_reads_one_moment_beside_the_writer(self, new_store: NewStore) -> None:
+        writer, other = await acquired(new_store), await new_store()
+        await writer.append(batch(1, [artifact("a")]))
+        await writer.append(batch(2))
+        await writer.save_snapshots([snapshot(SHARD, 1)])
+
+        assert await writer.load() == await other.peek()
+
+        # Nobody was fenced, and whoever only looked writes nothing.
+        await writer.append(batch(3))
+        with pytest.raises(StaleEpochError):
+            await other.append(batch(4))
+        assert 3 == (await other.peek()).last_lsn
+
     async def test_each_writer_continues_where_the_last_one_stopped(self, new_store: NewStore) -> None:
         for lsn in range(1, 5):
             store = await acquired(new_store)

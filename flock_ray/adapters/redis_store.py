@@ -35,6 +35,9 @@ _REMOVAL_TRIES = 5
 _encode = msgspec.msgpack.Encoder().encode
 _decode_snapshot = msgspec.msgpack.Decoder(Snapshot).decode
 
+PEEKS = 5
+"""Times that an onlooker reads a journal that is cut under his eyes."""
+
 
 class RedisStore(RedisIndex):
     """A `ShardStore` in Redis. Made by `RedisPersistence.store`; belongs to one event loop."""
@@ -70,7 +73,28 @@ class RedisStore(RedisIndex):
 
     async def load(self) -> Loaded:
         """Return snapshots and frames; see `Journal`."""
-        last_lsn, last_seq, floor = await self._head()
+        return await self._load(writing=True)
+
+    async def peek(self) -> Loaded:
+        """Return what `load` would, without being the writer. While one cuts the journal it may have to be repeated.
+
+        Raises:
+            StoreUnavailableError: Redis does not answer, or the journal was cut meanwhile; retryable.
+            StoreCorruptError: As for `load`.
+        """
+        for _ in range(PEEKS):
+            before = (await self._head(writing=False))[2]
+            try:
+                return await self._load(writing=False)
+            except StoreCorruptError:
+                if (await self._head(writing=False))[2] == before:
+                    raise
+        raise StoreUnavailableError(
+            f"The journal of {self._keys.place} was cut while it was read. Try again."
+        )
+
+    async def _load(self, *, writing: bool) -> Loaded:
+        last_lsn, last_seq, floor = await self._head(writing=writing)
         snapshots = await self._snapshots()
         covered = [snapshot.lsn for snapshot in snapshots if snapshot.slot == SHARD]
         if floor > (covered[0] if covered else 0):
@@ -82,7 +106,7 @@ class RedisStore(RedisIndex):
             raise self._damaged(f"begins behind batch {floor}, but {found}")
         frames = await self._frames(floor, last_lsn)
         # Another writer may have come and truncated meanwhile: then what was read fits nothing.
-        await self._head()
+        await self._head(writing=writing)
         return Loaded(snapshots, frames, last_lsn, last_seq)
 
     async def append(self, batch: StoreBatch) -> None:
@@ -147,12 +171,12 @@ class RedisStore(RedisIndex):
 
     # reading the journal
 
-    async def _head(self) -> tuple[int, int, int]:
+    async def _head(self, *, writing: bool = True) -> tuple[int, int, int]:
         """Return last lsn, last position and lsn of the last truncation; refuses a writer that was replaced."""
         ((token, lsn, seq, floor),) = await self._line.read(("HMGET", self._keys.head, "t", "l", "q", "f"))
         if lsn is None:
             raise self._lost()
-        if token != self._token:
+        if writing and token != self._token:
             raise StaleEpochError
         return int(lsn), int(seq), int(floor)
 

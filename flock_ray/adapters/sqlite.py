@@ -138,6 +138,10 @@ class SQLiteStore:
         """Return snapshots and frames, checked."""
         return await self._writer.run(lambda c: journal.load(c, self._file, self._epoch))
 
+    async def peek(self) -> Loaded:
+        """Return what `load` would, without being the writer."""
+        return await self._searches.run(lambda c: journal.load(c, self._file, None))
+
     async def append(self, batch: StoreBatch) -> None:
         """Make a batch durable."""
         await self._writer.run(lambda c: self._appender.append(c, batch))

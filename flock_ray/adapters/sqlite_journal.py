@@ -39,10 +39,11 @@ def acquire(connection: sqlite3.Connection) -> int:
     return int(epoch)
 
 
-def load(connection: sqlite3.Connection, file: ShardFile, epoch: int) -> Loaded:
-    """Read and check snapshots and frames."""
+def load(connection: sqlite3.Connection, file: ShardFile, epoch: int | None) -> Loaded:
+    """Read and check snapshots and frames; without an epoch as an onlooker."""
     with transaction(connection, write=False):
-        check_epoch(connection, epoch)
+        if epoch is not None:
+            check_epoch(connection, epoch)
         last_lsn, last_seq = connection.execute("SELECT last_lsn, last_seq FROM journal").fetchone()
         (newest,) = connection.execute("SELECT coalesce(max(seq), 0) FROM artifacts").fetchone()
         snapshots = connection.execute("SELECT slot, lsn, crc, data FROM snapshots ORDER BY slot").fetchall()

@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from typing import Any
 
-from flock_ray.actors.shard import ShardSettings
+from flock_ray.actors.limits import ShardSettings
 from flock_ray.board import Board
 from flock_ray.core.ids import owned_slots
 from flock_ray.flock import Flock

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.router import Router
-from flock_ray.actors.shard import Shard, ShardSettings
+from flock_ray.actors.shard import Shard
 from flock_ray.actors.worker import Worker
 from flock_ray.board import BoardLinks
 from flock_ray.core import wire

@@ -135,7 +135,8 @@ def make_targets() -> set[str]:
 
 
 def flock_commands() -> set[str]:
-    return set(re.findall(r"add_parser\(\"(\w+)\"", (REPOSITORY / "flock_ray/cli.py").read_text()))
+    sources = [(REPOSITORY / "flock_ray" / name).read_text() for name in ("cli.py", "cli_stored.py")]
+    return set(re.findall(r"add_parser\(\"(\w+)\"", "".join(sources)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

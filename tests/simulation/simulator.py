@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 from unittest import mock
 
+from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.pools import RouterSettings
-from flock_ray.actors.shard import Shard, ShardSettings
+from flock_ray.actors.shard import Shard
 from flock_ray.board import Board, BoardLinks
 from flock_ray.core.ids import owned_slots
 from flock_ray.core.registry import TypeRegistry, type_registry

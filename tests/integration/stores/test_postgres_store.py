@@ -10,7 +10,7 @@ from flock_ray.adapters.postgres import PostgresPersistence
 from flock_ray.adapters.postgres_queries import page_query, read_query
 from flock_ray.core.rows import SHARD, ArtifactQuery
 from flock_ray.errors import StaleEpochError, StoreCorruptError, StoreUnavailableError
-from flock_ray.ports import JournalPeek, ShardStore
+from flock_ray.ports import ShardStore
 from tests.integration.stores.conftest import Sql
 from tests.store_contract import NewStore, PersistenceContract, StoreContract, acquired
 from tests.unit.adapters.store_rows import activation, artifact, batch, key, snapshot, workflow
@@ -242,21 +242,6 @@ class TestPostgresStore(StoreContract, PersistenceContract):
 
         await store.append(batch(1, [artifact("a")]))
         assert 1 == await store.count(EVERYTHING)
-
-    async def test_peek_reads_one_moment_beside_the_writer(self, new_store: NewStore) -> None:
-        writer, other = await acquired(new_store), await new_store()
-        assert isinstance(other, JournalPeek)
-        await writer.append(batch(1, [artifact("a")]))
-        await writer.append(batch(2))
-        await writer.save_snapshots([snapshot(SHARD, 1)])
-
-        assert await writer.load() == await other.peek()
-
-        # Nobody was fenced, and whoever only looked writes nothing.
-        await writer.append(batch(3))
-        with pytest.raises(StaleEpochError):
-            await other.append(batch(4))
-        assert 3 == (await other.peek()).last_lsn
 
     async def test_snapshot_of_the_shard_behind_the_first_frame_is_found(
         self, new_store: NewStore, postgres_sql: Sql
