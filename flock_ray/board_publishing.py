@@ -14,6 +14,9 @@ from flock_ray.errors import BackpressureError, BoardClosedError, StoreUnavailab
 MAX_OUTSTANDING = 4
 """Batches on the way to one shard: one that is applied, the rest to hide the round trip."""
 
+ANSWER_GRACE_S = 10.0
+"""How much longer than the publish timeout a call that the board has taken may be without an answer."""
+
 
 class BoardPublishing:
     """The publishing half of `Board`."""
@@ -114,8 +117,8 @@ class BoardPublishing:
         """Raise what a batch that was not taken in time stands for."""
         if reply.status in ("unavailable", "stale_table"):
             raise StoreUnavailableError(
-                f"The board's store, or its router, did not answer for {self._publish_timeout_s:g} s. What was accepted is kept; "
-                "publish this again when the store is back, or raise publish_timeout."
+                f"The board's store, or its router, did not answer for {self._publish_timeout_s:g} s. What was "
+                "accepted is kept; publish this again when it is back, or raise publish_timeout."
             )
         raise BackpressureError(
             f"The board took no new artifacts for {self._publish_timeout_s:g} s: its agents are slower "
@@ -124,10 +127,11 @@ class BoardPublishing:
         )
 
     async def _within(self, deadline: float, call: Any) -> Any:
-        """Wait for the answer to a publish until the deadline."""
+        """Wait for the answer to a publish until the deadline, and a while longer: a shard at work is not away."""
         answer = asyncio.ensure_future(self._call(call))
         try:
-            done, _ = await asyncio.wait([answer], timeout=max(0.01, deadline - self._monotonic()))
+            limit = max(0.0, deadline - self._monotonic()) + ANSWER_GRACE_S
+            done, _ = await asyncio.wait([answer], timeout=limit)
         except asyncio.CancelledError:
             answer.cancel()
             raise
@@ -135,6 +139,6 @@ class BoardPublishing:
             return answer.result()
         answer.cancel()
         raise StoreUnavailableError(
-            f"The board did not answer within {self._publish_timeout_s:g} s, so it is unknown whether it has the "
-            "artifacts. Publishing the same again is safe with an idempotency_key."
+            f"The board did not answer for {self._publish_timeout_s + ANSWER_GRACE_S:g} s, so it is unknown "
+            "whether it has the artifacts. Publishing the same again is safe with an idempotency_key."
         )

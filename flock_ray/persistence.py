@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -12,6 +13,10 @@ from flock_ray.errors import ConfigurationError
 if TYPE_CHECKING:
     from flock_ray.core.retention import Retention
     from flock_ray.ports import Persistence, ShardStore
+
+logger = logging.getLogger("flock_ray")
+
+DEFAULT_ARCHIVE = "flock-archive"
 
 __all__ = ["RetainedPersistence", "RetainedStore", "persistence_from_url", "persistence_of", "retained"]
 
@@ -70,7 +75,7 @@ def retained(persistence: Persistence) -> Persistence:
     """Return a persistence whose shards apply its `retention`; itself when that keeps everything.
 
     Raises:
-        ConfigurationError: It archives to nowhere, or to a place that this process can't reach.
+        ConfigurationError: It archives to a place that this process can't reach.
     """
     from flock_ray.core.retention import Retention, RetentionPolicy
 
@@ -80,7 +85,12 @@ def retained(persistence: Persistence) -> Persistence:
     if retention.policy is RetentionPolicy.KEEP_ALL:
         return persistence
     if retention.policy is RetentionPolicy.ARCHIVE_COMPLETED and retention.archive is None:
-        raise ConfigurationError('RetentionPolicy.ARCHIVE_COMPLETED needs a place: archive="folder or URL".')
+        retention = dataclasses.replace(retention, archive=DEFAULT_ARCHIVE)
+        logger.warning(
+            "flock_ray: finished workflows are archived to the folder %r of each machine that runs shards: "
+            "give archive= a place that all of them share",
+            DEFAULT_ARCHIVE,
+        )
     if retention.archive is not None:
         from flock_ray.archive_files import resolved
 

@@ -111,8 +111,6 @@ class PostgresPersistence:
         self._pool_size = pool_size
         self.retention = Retention(ttl, retention_policy, per_type or {}, archive)
         """How long workflows that are over are kept; the board applies it."""
-        self.retention = Retention(ttl, retention_policy, per_type or {}, archive)
-        """How long workflows that are over are kept; the board applies it."""
         self._warnings: list[str] = []
 
     def __repr__(self) -> str:

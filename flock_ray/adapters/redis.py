@@ -33,6 +33,7 @@ class RedisPersistence:
         ttl: timedelta | None = None,
         retention_policy: RetentionPolicy = RetentionPolicy.KEEP_ALL,
         per_type: Mapping[str, timedelta] | None = None,
+        archive: str | None = None,
         timeout: float = 10.0,
         wait_replicas: int = 0,
     ) -> None:
@@ -45,6 +46,7 @@ class RedisPersistence:
             ttl: How long settled workflows are kept; needs another policy than KEEP_ALL.
             retention_policy: What happens to settled workflows.
             per_type: Times by artifact type; see `Retention`.
+            archive: Folder or fsspec URL for ARCHIVE_COMPLETED, and for `flock.archive`.
             timeout: Longest time of one call, in seconds.
             wait_replicas: How many replicas must have a batch before it counts as written. 0: a failover
                 can lose the last acknowledged batches.
@@ -56,7 +58,7 @@ class RedisPersistence:
             raise ConfigurationError("timeout must be a number of seconds above zero.")
         if wait_replicas < 0:
             raise ConfigurationError("wait_replicas must be zero or more.")
-        self.retention = Retention(ttl, retention_policy, per_type or {})
+        self.retention = Retention(ttl, retention_policy, per_type or {}, archive)
         """How long settled workflows are kept; applied by the board, never by Redis' own expiry."""
         self._target = parse_redis_url(url)
         self._url = url

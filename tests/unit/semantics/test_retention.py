@@ -14,6 +14,7 @@ from flock_ray import JoinSpec
 from flock_ray.actors import retention
 from flock_ray.adapters.memory import MemoryPersistence
 from flock_ray.adapters.postgres import PostgresPersistence
+from flock_ray.adapters.redis import RedisPersistence
 from flock_ray.adapters.sqlite import SQLitePersistence
 from flock_ray.core.retention import Retention, RetentionPolicy
 from flock_ray.errors import ConfigurationError
@@ -349,6 +350,7 @@ def test_every_database_takes_the_same_times_and_the_board_pickles_with_them(tmp
     for persistence in (
         SQLitePersistence(tmp_path, **given),
         PostgresPersistence("postgresql://localhost/db", **given),
+        RedisPersistence("redis://localhost", **given),
     ):
         wrapped = pickle.loads(pickle.dumps(retained(persistence)))
         assert wrapped.retention == Retention(HOUR, ARCHIVE, {"t": 2 * HOUR}, str(tmp_path))
@@ -357,9 +359,17 @@ def test_every_database_takes_the_same_times_and_the_board_pickles_with_them(tmp
         SQLitePersistence(tmp_path, ttl=HOUR)
 
 
-def test_archiving_to_nowhere_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="archive="):
-        VirtualFlock(persistence=Kept(Retention(policy=ARCHIVE)))
+def test_archiving_without_a_place_goes_to_a_folder_here_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flock = VirtualFlock(
+        persistence=RedisPersistence("redis://localhost", ttl=HOUR, retention_policy=ARCHIVE)
+    )
+    assert flock.persistence.retention.archive == str(Path("flock-archive").resolve())  # type: ignore[union-attr]  # it has one
+    assert "give archive= a place that all of them share" in caplog.text
+
+
+def test_asking_an_archive_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no archive"):
         VirtualFlock(persistence=MemoryPersistence()).archive  # noqa: B018  # asking is enough
     with pytest.raises(ConfigurationError, match="no archive"):
