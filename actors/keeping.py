@@ -88,7 +88,7 @@ class Keeper:
         recovery = await self.patiently(self._load)
         self.replayed = recovery.rebuild(self._core, self.epoch)
         self.head = self._core.index.head
-        self._rotation.begin_from(self._lsn, self._core)
+        self._rotation.begin_from(self._lsn, recovery.touched)
 
     async def _load(self) -> Recovery:
         if not self.epoch:  # once: a successor may have come while this one could not load
@@ -283,11 +283,9 @@ class Rotation:
             if not done.done():
                 done.set_exception(error)
 
-    def begin_from(self, lsn: int, core: ShardCore) -> None:
-        """Start after a recovery: everything that is not empty has to be snapshotted once."""
-        self._dirty = {
-            i for i, slot in core.slots.items() if slot.workflows or slot.gates or slot.out_seq or slot.inbox
-        }
+    def begin_from(self, lsn: int, touched: set[int]) -> None:
+        """Start after a recovery: what the journal changed since the snapshots is due, so that it can be cut."""
+        self._dirty = set(touched)
         self._bytes = self._limit if lsn else 0
 
     def note(self, size: int, slots: set[int]) -> None:

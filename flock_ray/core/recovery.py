@@ -150,6 +150,8 @@ class Recovery:
             StoreCorruptError: It can't be read, or a newer version wrote it.
         """
         self._last_seq = loaded.last_seq
+        self.touched: set[int] = set()
+        """Slots whose state is not what their snapshot says."""
         self._shard: ShardState | None = None
         self._slots: dict[int, SlotState] = {}
         self._lsns = {snapshot.slot: snapshot.lsn for snapshot in loaded.snapshots}
@@ -200,6 +202,7 @@ class Recovery:
                     continue
                 core.index.head = head
                 core.replay(record)
+                self.touched.add(record.slot)
                 replayed += 1
         for seq, envelope in feed[place:]:
             _place(core, seq, envelope)
