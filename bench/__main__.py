@@ -13,7 +13,7 @@ from bench.machine import REPOSITORY, describe
 from bench.report import judge, table
 from bench.runner import Job, run_here, run_job
 
-NAMES = ("match_cost", "startup", "chain", "slow_async", "board_size", "durable", "naive", "toy")
+NAMES = ("match_cost", "startup", "chain", "slow_async", "board_size", "durable", "recovery", "naive", "toy")
 """In the order they run; `toy` alone is for working on the toy."""
 SHARDS = (1, 2, 4)
 BACKENDS = ("memory", "sqlite", "postgres", "redis")
@@ -26,6 +26,9 @@ def _jobs(names: list[str], *, quick: bool) -> list[Job]:
             continue
         if name == "durable":
             jobs += [Job("durable", {"quick": quick, "backend": b}, f"durable-{b}") for b in BACKENDS]
+            continue
+        if name == "recovery":
+            jobs += [Job("recovery", {"quick": quick, "backend": b}, f"recovery-{b}") for b in BACKENDS[1:]]
             continue
         if name not in ("chain", "toy"):
             jobs.append(Job(name, {"quick": quick}, name))

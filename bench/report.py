@@ -13,6 +13,8 @@ MIN_RATE_RATIO, GOAL_RATE_RATIO = 0.35, 0.60
 MAX_LATENCY_RATIO = 2.0
 MIN_DURABLE_RATIO = 0.40
 MAX_COMMIT_RATIO = 3.0
+MAX_RECOVERY_S = 5.0
+MAX_STORED_RATIO = 1.5
 MAX_BOARD_RATIO = 1.3
 MAX_GROWTH_BYTES = 10_000_000
 """Of a process, for 100,000 artifacts more than retention keeps: 100 bytes each is fragmentation."""
@@ -256,6 +258,48 @@ def _floor_rows(backend: str, result: dict[str, Any], floor: dict[str, Any]) -> 
     ]
 
 
+def _recovery_rows(results: Results) -> list[Row]:
+    """How long shards take to come back, and what ten and a hundred times more on the board changes."""
+    rows = []
+    for backend in ("sqlite", "postgres", "redis"):
+        sizes = {
+            key: part
+            for key, part in results.get(f"recovery-{backend}", {}).items()
+            if isinstance(part, dict)
+        }
+        for key, part in sizes.items():
+            kind, size = key.split("-")
+            limit = MAX_RECOVERY_S if kind == "live" and int(size) == 100_000 and backend != "redis" else None
+            rows.append(
+                Row(
+                    f"recovery from {backend}, {int(size):,} artifacts, {'all' if kind == 'live' else 'none'} live",
+                    f"{part['recovery_s']:.2f} s",
+                    target=f"< {limit:g} s" if limit else "",
+                    verdict=_judge(part["recovery_s"] < limit) if limit else "",
+                )
+            )
+        small, large = sizes.get("settled-10000"), sizes.get("settled-1000000")
+        if small and large:
+            for name in ("type_page_ms", "workflow_page_ms", "tag_page_ms", "recovery_s"):
+                ratio = large[name] / small[name]
+                rows.append(
+                    Row(
+                        f"{name.removesuffix('_ms').removesuffix('_s')} on {backend}, 1,000,000 / 10,000 artifacts",
+                        f"{large[name]:.2f}", f"{small[name]:.2f}", f"{ratio:.2f}x", f"<= {MAX_STORED_RATIO:g}x",
+                        _judge(ratio <= MAX_STORED_RATIO),
+                    )
+                )  # fmt: skip
+            ratio = small["publish_per_s"] / large["publish_per_s"]
+            rows.append(
+                Row(
+                    f"artifacts/s on {backend}, 10,000 / 1,000,000", _count(small["publish_per_s"]),
+                    _count(large["publish_per_s"]), f"{ratio:.2f}x", f"<= {MAX_STORED_RATIO:g}x",
+                    _judge(ratio <= MAX_STORED_RATIO),
+                )
+            )  # fmt: skip
+    return rows
+
+
 def judge(results: Results) -> list[Row]:
     """Turn results by job label into rows; a failed job is a row with the verdict ERROR."""
     good = {label: result for label, result in results.items() if "error" not in result}
@@ -277,7 +321,7 @@ def judge(results: Results) -> list[Row]:
     for label, make in single.items():
         if label in good:
             rows += make(good[label])
-    rows += _durable_rows(good)
+    rows += _durable_rows(good) + _recovery_rows(good)
     rows += [Row(label, results[label]["error"], verdict="ERROR") for label in results.keys() - good.keys()]
     return rows + _load_rows(results)
 

@@ -11,7 +11,9 @@ from tests.simulation.scenario import run
 from tests.simulation.simulator import fingerprint
 
 ONLY = os.environ.get("FLOCK_SIM_SEED")
-SEEDS = [int(ONLY)] if ONLY else list(range(int(os.environ.get("FLOCK_SIM_SEEDS", "40"))))
+ONCE_FOUND = (367, 918, 1175)
+"""A table without code was taken for an answer; a slot that the journal had emptied kept its old snapshot."""
+SEEDS = [int(ONLY)] if ONLY else [*range(int(os.environ.get("FLOCK_SIM_SEEDS", "40"))), *ONCE_FOUND]
 ROOT = Path(__file__).parents[2]
 
 
