@@ -232,11 +232,26 @@ def run_seeded(world: World, main: Callable[[World], Coroutine[Any, Any, T]]) ->
         return await main(world)
 
     # `uuid4` draws from `os.urandom`: ids decide slots, so they come from the seed too.
-    with (
-        mock.patch("os.urandom", id_rng.randbytes),
-        asyncio.Runner(loop_factory=lambda: SeededLoop(loop_rng)) as runner,
-    ):
-        return runner.run(guarded())
+    with mock.patch("os.urandom", id_rng.randbytes):
+        loop = SeededLoop(loop_rng)
+        asyncio.set_event_loop(loop)
+        try:
+            return loop.run_until_complete(guarded())
+        finally:
+            try:
+                loop.run_until_complete(_end_all())
+            finally:
+                asyncio.set_event_loop(None)
+                loop.close()
+
+
+async def _end_all() -> None:
+    """Cancel everything; what does not end, in a cluster that is broken on purpose, is left behind."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=60)
 
 
 def fingerprint(world: World) -> str:

@@ -7,6 +7,8 @@ import pytest
 from tests.simulation.mutants import FIRST, MUTANTS
 from tests.simulation.scenario import run
 
+pytestmark = pytest.mark.timeout(300)
+
 SEEDS = range(40)
 
 

@@ -10,6 +10,8 @@ import pytest
 from tests.simulation.scenario import run
 from tests.simulation.simulator import fingerprint
 
+pytestmark = pytest.mark.timeout(300)
+
 ONLY = os.environ.get("FLOCK_SIM_SEED")
 ONCE_FOUND = (367, 918, 1175)
 """A table without code was taken for an answer; a slot that the journal had emptied kept its old snapshot."""
