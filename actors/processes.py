@@ -24,7 +24,7 @@ from flock_ray.actors.shard import Shard
 from flock_ray.actors.worker import Worker
 from flock_ray.core.ids import owned_slots
 from flock_ray.deployment import CloudpickleCodec
-from flock_ray.errors import FlockError, PoolSaturatedError, StaleEpochError
+from flock_ray.errors import PoolSaturatedError
 from flock_ray.ports import PeerGoneError, Persistence
 
 SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
@@ -32,10 +32,6 @@ SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
 
 WORKER_GC_THRESHOLDS = (50_000, 20, 50)
 """Models of one batch die together by reference count; user code that makes cycles is still cleaned up often."""
-
-FENCED_EARLY_S = 30.0
-"""A shard that Ray has restarted and that is fenced within this time was overtaken by its own predecessor. Later, or
-without a restart, somebody else has opened the board: fighting back would only fence in turns."""
 
 START_TIMEOUT_S = 60.0
 GONE_AFTER_S = 20.0
@@ -82,7 +78,6 @@ class RayShard(Shard):
             store=None if plan.persistence is None else plan.persistence.store(plan.namespace, index, owned),
             clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
         )  # fmt: skip
-        self._born = time.monotonic()
         gc.set_threshold(*SHARD_GC_THRESHOLDS)
         gc.freeze()  # what start-up made stays: no collection looks at it again
         self.start()
@@ -91,13 +86,6 @@ class RayShard(Shard):
         """Let Ray start a new process, which rebuilds the shard from its store; a memory board has nothing to gain."""
         if self._keeper is not None:
             asyncio.get_running_loop().call_later(1.0, os._exit, 1)
-
-    def _fail(self, failure: FlockError) -> None:
-        """Stop for good; a successor that a dying predecessor has fenced tries once more, as a new process."""
-        super()._fail(failure)
-        young = time.monotonic() - self._born < FENCED_EARLY_S
-        if isinstance(failure, StaleEpochError) and young and was_restarted():
-            asyncio.get_running_loop().call_later(1.0, os._exit, 1)  # once open calls have their answers
 
     async def start_up(self) -> int:
         """Wait until the shard has recovered. Returns the process id.

@@ -248,15 +248,12 @@ class Shard(ShardOutbound, ShardReaders, ShardRetention):
             while not self._closed:
                 await self._wake.wait()
                 self._wake.clear()
-                await self._turn()
+                await self._turn(self._take_box())
         except FlockError as failure:
             self._fail(failure)
-        except Exception as error:  # half of a batch may be applied: only what is stored can be trusted
-            logger.exception("shard %d: a micro-batch failed", self.index)
-            self._fail(
-                StoreError(f"Shard {self.index} stopped: {type(error).__name__}: {error}. See its log.")
-            )
-            self.broken()
+        except Exception as error:
+            logger.exception("shard %d: recovery failed", self.index)
+            self._fail(StoreError(f"Shard {self.index} can't recover: {type(error).__name__}: {error}."))
 
     def broken(self) -> None:
         """Called when the shard has failed by a defect: a host that can start it again on its store does so."""
@@ -271,11 +268,25 @@ class Shard(ShardOutbound, ShardReaders, ShardRetention):
         self._read_s = read_s
         return core.clock_us
 
-    async def _turn(self) -> None:
+    async def _turn(self, taken: list[tuple[str, Any, int, asyncio.Future[Any]]]) -> None:
+        """Do one micro-batch; when it fails, everybody in it hears of it, and the shard stops."""
+        failure: FlockError
+        try:
+            return await self._work(taken)
+        except FlockError as error:
+            failure = error
+        except Exception as error:  # half of it may be applied: only what is stored can be trusted
+            logger.exception("shard %d: a micro-batch failed", self.index)
+            failure = StoreError(f"Shard {self.index} stopped: {type(error).__name__}: {error}. See its log.")
+            self.broken()
+        self._give([(future, failure) for *_, future in taken])
+        raise failure
+
+    async def _work(self, taken: list[tuple[str, Any, int, asyncio.Future[Any]]]) -> None:
         """Apply what has queued, append it once, and only then answer, send and wake."""
         core, keeper = self.core, self._keeper
         now_us = self._now_us()
-        box = await self._do_chores(self._take_box(), now_us)
+        box = await self._do_chores(taken, now_us)
         if keeper is not None:
             await self._look_up(keeper, box, now_us)
             for query in [subject for kind, subject, _, _ in box if kind == "count"]:
