@@ -345,9 +345,8 @@ class ShardRetention:
                 continue
             try:
                 outcome = await subject(now_us)
-            except StaleEpochError as failure:
-                self._give([(entry[3], failure) for entry in box])
-                raise
+            except StaleEpochError:
+                raise  # the shard stops, and tells everybody in the batch
             except Exception as error:
                 outcome = error
             self._give([(future, outcome)])

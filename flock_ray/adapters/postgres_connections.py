@@ -100,7 +100,7 @@ async def close_connection(connection: Connection, timeout: float) -> None:
     """Say goodbye to the server; cut the connection when that takes too long."""
     try:
         await connection.close(timeout=timeout)
-    except Exception:
+    except Exception:  # whatever kept it from a goodbye, nothing of it must stay open
         connection.terminate()
 
 
