@@ -20,8 +20,8 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-setup: ## Create or refresh .venv from the hash-locked requirements (EXTRAS=llm for litellm)
-	@EXTRAS="$(EXTRAS)" scripts/setup.sh
+setup: ## Create or refresh .venv from the hash-locked requirements
+	@scripts/setup.sh
 
 demo: setup ## Run the review flock on local Ray (INPUT=path reviews your own file)
 	@$(PY) -m examples.review $(if $(INPUT),--input "$(INPUT)")
@@ -64,7 +64,6 @@ LOCK := $(PY) -m uv pip compile --quiet --python-version 3.11 \
 
 lock: setup ## Resolve the requirements again (UPGRADE=1 takes newer versions)
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra dev pyproject.toml -o requirements/lock.txt >/dev/null
-	@$(LOCK) $(if $(UPGRADE),--upgrade) --extra llm -c requirements/lock.txt pyproject.toml -o requirements/llm.txt >/dev/null
 	@echo uv | $(LOCK) -c requirements/lock.txt - -o requirements/uv.txt >/dev/null
 
 build: setup ## Build the wheel and the sdist into dist/

@@ -10,7 +10,10 @@ FlockError                     code, retryable, http_status are class data; surv
 |- RoutingError                NoSubscriberError  LoopGuardError  UnknownAgentError (a KeyError)
 |- AgentError                  AgentTimeoutError (a TimeoutError)  AgentCrashedError
 |  |                           OutputContractError  NoEngineError
-|  `- ModelError               RateLimitError (retry_after_s)
+|  |                           GuardBlockedError
+|  `- ModelError               RateLimitError (retry_after_s)  ModelTimeoutError (a TimeoutError)
+|     |- ModelRequestError     ContextTooLongError  CassetteMissError
+|     `- ModelAnswerError      ModelRefusedError
 |- CapacityError               PoolSaturatedError  BackpressureError (all with retry_after_s)
 |- StoreError                  StoreUnavailableError  StaleEpochError  StoreCorruptError
 |                              LeaseLostError
@@ -26,7 +29,7 @@ its class's `text`. This module imports nothing heavy: it is on the path of `imp
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from flock_ray.error_base import FlockError, safe_error_text
 
 __all__ = [
     "AccessError",
@@ -43,15 +46,22 @@ __all__ = [
     "BackpressureError",
     "BoardClosedError",
     "CapacityError",
+    "CassetteMissError",
     "ConfigurationError",
+    "ContextTooLongError",
     "DeployConflictError",
     "DuplicateAgentError",
     "DuplicateArtifactError",
     "FlockError",
     "ForbiddenError",
+    "GuardBlockedError",
     "LeaseLostError",
     "LoopGuardError",
+    "ModelAnswerError",
     "ModelError",
+    "ModelRefusedError",
+    "ModelRequestError",
+    "ModelTimeoutError",
     "NoEngineError",
     "NoSubscriberError",
     "OutputContractError",
@@ -71,44 +81,6 @@ __all__ = [
     "WaitTimeoutError",
     "safe_error_text",
 ]
-
-MAX_ERROR_TEXT_BYTES = 8 * 1024
-"""Longest error message that is journaled or sent, in UTF-8 bytes."""
-
-_MAX_TYPE_NAME_BYTES = 256
-
-
-def _rebuild(cls: type[FlockError], args: tuple[Any, ...], state: dict[str, Any]) -> FlockError:
-    """Remake an error without its constructor, whose keyword-only arguments pickle cannot pass."""
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
-
-
-class FlockError(Exception):
-    """The base of every error that flock_ray raises on purpose."""
-
-    code: ClassVar[str] = "flock_error"
-    """Stable machine-readable name, part of the HTTP API."""
-    retryable: ClassVar[bool] = False
-    """Whether the same call, unchanged, may succeed later."""
-    http_status: ClassVar[int] = 500
-    text: ClassVar[str] = "flock_ray failed. Look at the log for what happened before."
-    """The message of an error raised without one: what happened, and what to do next."""
-
-    def __init__(self, message: str = "") -> None:
-        """Make the error; `message` ends in what to do next, and is the class's own when empty."""
-        super().__init__(message or self.text)
-
-    def __str__(self) -> str:
-        """Return the message, also where a built-in base class would format it otherwise."""
-        return str(self.args[0]) if self.args else self.text
-
-    def __reduce__(self) -> Any:
-        """Survive pickle, cloudpickle and copy with every attribute."""
-        return (_rebuild, (type(self), self.args, self.__dict__))
-
 
 class ConfigurationError(FlockError):
     """A declaration, parameter or environment variable makes no sense."""
@@ -313,6 +285,58 @@ class RateLimitError(ModelError):
         self.retry_after_s = retry_after_s
 
 
+class ModelTimeoutError(ModelError, TimeoutError):
+    """A model did not answer in time: connect, first token, idle or total."""
+
+    code = "model_timeout"
+    http_status = 504
+    text = "The model did not answer in time. Raise the timeout, ask for less, or name a fallback model."
+
+
+class ModelRequestError(ModelError):
+    """The provider will never accept this call as it is: wrong key, unknown model, too long, bad schema."""
+
+    code = "model_request"
+    retryable = False
+    text = "The model provider refuses the request. Check the model's name, the API key and the request."
+
+
+class ContextTooLongError(ModelRequestError):
+    """The request has more tokens than the model takes."""
+
+    code = "context_too_long"
+    text = "The request is longer than the model's context. Give the agent less context, or a larger model."
+
+
+class ModelAnswerError(ModelError):
+    """The model answered, and after all repairs the answer is still not what the agent declares."""
+
+    code = "model_answer"
+    retryable = False
+    text = "The model's answer does not fit the agent's output types. Look at the problems, or raise max_repairs."
+
+
+class ModelRefusedError(ModelAnswerError):
+    """The model declined to answer, or a content filter of its provider cut the answer."""
+
+    code = "model_refused"
+    text = "The model refused to answer. Change the agent's description or its input."
+
+
+class CassetteMissError(ModelRequestError):
+    """A recorded run was replayed, and it does not have this request."""
+
+    code = "cassette_miss"
+    text = "The cassette does not have this request. Record it again with FLOCK_CASSETTE_MODE=record."
+
+
+class GuardBlockedError(AgentError):
+    """A guard has blocked the input or the output of a run."""
+
+    code = "guard_blocked"
+    text = "A guard blocked the run. Look at the guard.flagged event for its reason."
+
+
 class CapacityError(FlockError):
     """Too much work for now: nothing was accepted, so repeating the call is safe."""
 
@@ -448,34 +472,3 @@ class WaitTimeoutError(FlockError, TimeoutError):
     retryable = True
     http_status = 504
     text = "The timeout came first. Wait longer, or ask flock.workflow_status(correlation_id) what is open."
-
-
-def safe_error_text(exc: BaseException) -> tuple[str, str]:
-    """Turn any exception into text that can be journaled and sent.
-
-    Works for exceptions whose `__str__` raises or returns nonsense. Lone surrogates are
-    escaped, so both texts encode to UTF-8.
-
-    Args:
-        exc: The exception, ours or anybody's.
-
-    Returns:
-        The name of its type, and its message of at most 8 KiB; never empty.
-    """
-    name = _bounded(type(exc).__name__, _MAX_TYPE_NAME_BYTES)
-    try:
-        text = str(exc) or repr(exc)
-    except Exception as broken:
-        reason = type(broken).__name__
-        text = f"<the message of this {name} cannot be read: its __str__ raised {reason}>"
-    return name, _bounded(text or name, MAX_ERROR_TEXT_BYTES)
-
-
-def _bounded(text: str, limit_bytes: int) -> str:
-    """Cut a text to so many UTF-8 bytes, saying how much is gone."""
-    # A str subclass may override anything: go through the plain type.
-    data = str.encode(text, "utf-8", "backslashreplace")
-    if len(data) <= limit_bytes:
-        return data.decode()
-    note = f"... [{len(data)} bytes, cut]"
-    return data[: limit_bytes - len(note)].decode("utf-8", "ignore") + note

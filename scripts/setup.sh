@@ -2,7 +2,6 @@
 # Make .venv hold exactly requirements/lock.txt and this checkout, editable.
 #
 #   scripts/setup.sh          what `make setup` runs; returns at once when nothing changed
-#   EXTRAS=llm scripts/setup.sh   with the llm extra (litellm) as well
 #   FLOCK_PYTHON=/path/to/python3.11 scripts/setup.sh   with that interpreter
 #
 # An interrupted run is safe to repeat: the stamp is written last.
@@ -12,17 +11,12 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 
 venv=.venv
 python=$venv/bin/python
-locks=(requirements/lock.txt)
-case "${EXTRAS:-}" in
-  "") ;;
-  llm) locks+=(requirements/llm.txt) ;;
-  *) echo "setup: unknown EXTRAS=$EXTRAS (known: llm)" >&2; exit 2 ;;
-esac
+lock=requirements/lock.txt
 
 say() { echo "setup: $*" >&2; }
 
 fingerprint() {
-  { pwd -P; cat -- "${locks[@]}" requirements/uv.txt pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1
+  { pwd -P; cat -- "$lock" requirements/uv.txt pyproject.toml scripts/setup.sh; } | sha256sum | cut -d' ' -f1
 }
 
 find_python() {
@@ -68,11 +62,9 @@ install() {
   export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-180}"
 
   "$python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
-  if ! "$python" -m uv pip sync -q --python "$python" --require-hashes "${locks[@]}"; then
+  if ! "$python" -m uv pip sync -q --python "$python" --require-hashes "$lock"; then
     say "uv could not install the lock; trying pip"
-    local args=() lock
-    for lock in "${locks[@]}"; do args+=(-r "$lock"); done
-    "$python" -m pip install -q --disable-pip-version-check --require-hashes "${args[@]}"
+    "$python" -m pip install -q --disable-pip-version-check --require-hashes -r "$lock"
   fi
   "$python" -m uv pip install -q --python "$python" --offline --no-deps --no-build-isolation --editable .
   # hatchling copies force-included folders into an editable install too; the checkout is
@@ -94,7 +86,7 @@ if ! "$python" -c 'import pip, sys; sys.exit(sys.version_info[:2] != (3, 11))' 2
   pwd -P > "$venv/.flock-home"
 fi
 export PYTHONPYCACHEPREFIX="$PWD/.cache/pycache"
-say "installing ${locks[*]}"
+say "installing $lock"
 install
 echo "$want" > "$stamp.new"
 mv -- "$stamp.new" "$stamp"

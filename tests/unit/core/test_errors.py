@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flock_ray import errors
+from flock_ray.error_base import MAX_ERROR_TEXT_BYTES
 from flock_ray.errors import (
-    MAX_ERROR_TEXT_BYTES,
     AgentTimeoutError,
     ArtifactNotFoundError,
     ArtifactSchemaError,
@@ -37,7 +37,7 @@ def _tree(cls: type[FlockError]) -> list[type[FlockError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
 
 
-ALL = [cls for cls in dict.fromkeys(_tree(FlockError)) if cls.__module__ == "flock_ray.errors"]
+ALL = [cls for cls in dict.fromkeys(_tree(FlockError)) if cls.__module__ in ("flock_ray.errors", "flock_ray.error_base")]
 
 Copier = Callable[[Any], Any]
 COPIERS: dict[str, Copier] = {
@@ -175,6 +175,7 @@ def test_retryable() -> None:
         "BackpressureError",
         "CapacityError",
         "ModelError",
+        "ModelTimeoutError",
         "PoolSaturatedError",
         "RateLimitError",
         "StoreUnavailableError",
