@@ -82,6 +82,7 @@ __all__ = [
     "safe_error_text",
 ]
 
+
 class ConfigurationError(FlockError):
     """A declaration, parameter or environment variable makes no sense."""
 

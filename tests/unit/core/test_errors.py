@@ -37,7 +37,11 @@ def _tree(cls: type[FlockError]) -> list[type[FlockError]]:
     return [cls, *(found for child in cls.__subclasses__() for found in _tree(child))]
 
 
-ALL = [cls for cls in dict.fromkeys(_tree(FlockError)) if cls.__module__ in ("flock_ray.errors", "flock_ray.error_base")]
+ALL = [
+    cls
+    for cls in dict.fromkeys(_tree(FlockError))
+    if cls.__module__ in ("flock_ray.errors", "flock_ray.error_base")
+]
 
 Copier = Callable[[Any], Any]
 COPIERS: dict[str, Copier] = {
