@@ -118,7 +118,7 @@ def open_place(archive: str) -> ArchivePlace:
     if url is None or url[1].lower() == "file":
         return LocalPlace(Path(os.path.abspath(archive.removeprefix("file://"))))
     try:
-        from fsspec.core import url_to_fs  # type: ignore[import-not-found,unused-ignore]  # optional
+        from fsspec.core import url_to_fs  # type: ignore[import-not-found,import-untyped,unused-ignore]  # optional
     except ImportError:
         raise ConfigurationError(
             f"An archive at {url[0]}... needs fsspec: pip install fsspec (and the package for {url[1]!r}, as s3fs for "
