@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup services demo test test-unit check lint types layers format bench lock build clean
+.PHONY: help setup services models demo test test-unit check lint types layers format bench lock build clean
 
 PY := .venv/bin/python
 
@@ -29,7 +29,10 @@ demo: setup ## Run the review flock on local Ray (INPUT=path reviews your own fi
 services: ## Install PostgreSQL and Redis for the tests, where that is possible
 	@scripts/services.sh
 
-test: setup services ## Run every test with coverage; ARGS="tests/unit -k name" runs a part without it
+models: setup ## Get the embedding model that tests run for real, about 90 MB, where that is possible
+	@scripts/models.sh
+
+test: setup services models ## Run every test with coverage; ARGS="tests/unit -k name" runs a part without it
 	@$(PY) -m pytest -m "not bench" $(if $(ARGS),$(ARGS),--cov --cov-report=term)
 
 test-unit: setup ## Run the tests that need neither Ray nor a network

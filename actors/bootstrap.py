@@ -11,6 +11,7 @@ from typing import Any, cast
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from flock_ray.actors.gateway_process import start_early
 from flock_ray.actors.handles import ActorLink, PatientLink, RayPeers, actor_name
 from flock_ray.actors.processes import MAX_PENDING, BoardPlan, RouterActor, ShardActor
 from flock_ray.board import BoardLinks
@@ -104,6 +105,7 @@ async def open_board(plan: BoardPlan) -> RayBoard:
         name, plan.namespace, RouterActor.options(name=name, max_restarts=-1, **options).remote(plan)
     )
     board = RayBoard(BoardLinks(shards, router, RayPeers(plan.namespace).worker), plan, True)
+    start_early(plan.namespace, plan.models, plan.default_model)
     try:
         await asyncio.gather(*(shard.start_up() for shard in shards), router.describe())
     except FlockError:  # a shard can't recover: leave nothing behind

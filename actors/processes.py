@@ -9,13 +9,14 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from flock_ray.actors.clock import SystemClock
 from flock_ray.actors.executor import Executor
+from flock_ray.actors.gateway_process import model_link, recorded
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.pools import RouterSettings
@@ -25,6 +26,8 @@ from flock_ray.actors.worker import Worker
 from flock_ray.core.ids import owned_slots
 from flock_ray.deployment import CloudpickleCodec
 from flock_ray.errors import PoolSaturatedError
+from flock_ray.gateway.settings import GatewayPlan
+from flock_ray.mcp.hub import McpHub
 from flock_ray.ports import PeerGoneError, Persistence
 
 SHARD_GC_THRESHOLDS = (200_000, 50, 1000)
@@ -34,6 +37,8 @@ WORKER_GC_THRESHOLDS = (50_000, 20, 50)
 """Models of one batch die together by reference count; user code that makes cycles is still cleaned up often."""
 
 START_TIMEOUT_S = 60.0
+TOOL_SERVERS_END_S = 3.0
+"""What MCP servers have to end politely with their worker; nothing of them outlives it for long."""
 GONE_AFTER_S = 20.0
 """A worker that finds no router for so long ends itself: its board is gone."""
 
@@ -53,6 +58,8 @@ class BoardPlan:
     max_payload_bytes: int
     persistence: Persistence | None = None
     """None: a memory board, which lives as long as its shards' processes."""
+    models: GatewayPlan = field(default_factory=GatewayPlan)
+    default_model: str | None = None
 
     @property
     def durable(self) -> bool:
@@ -191,8 +198,12 @@ class RayWorker(Worker):
         super().__init__(
             worker, clock=SystemClock(), monotonic=time.monotonic, peers=RayPeers(plan.namespace),
             codec=CloudpickleCodec(), executor=lambda on_done: Executor(on_done=on_done),
-            max_payload_bytes=plan.max_payload_bytes,
+            max_payload_bytes=plan.max_payload_bytes, num_shards=plan.num_shards,
         )  # fmt: skip
+        self._tool_servers = self.services.tool_servers = McpHub()
+        self._models = model_link(worker, plan.namespace, plan.models)
+        self.services.model = recorded(self._models, plan.models)
+        self.services.default_model = plan.default_model
         self._attached: asyncio.Task[None] | None = None
         # Who started it may die before the next call: then nobody else knows of this process.
         self._orphaned = threading.Timer(START_TIMEOUT_S, os._exit, (0,))
@@ -205,6 +216,7 @@ class RayWorker(Worker):
         if self._attached is None:
             gc.freeze()
             gc.set_threshold(*WORKER_GC_THRESHOLDS)
+            self._models.begin()
             self._attached = asyncio.ensure_future(self._stay_attached())
         return os.getpid()
 
@@ -221,6 +233,7 @@ class RayWorker(Worker):
                 if gone.final or now - alone_since > GONE_AFTER_S:
                     break
                 await asyncio.sleep(0.2)
+        await asyncio.to_thread(self._tool_servers.close, TOOL_SERVERS_END_S)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # user threads may run for ever: nothing less ends them

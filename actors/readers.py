@@ -232,6 +232,20 @@ class ShardReaders(ShardSearch):
             part = stored_part(self.core, part, rows)
         return None if part is None else _encode(part)
 
+    async def usage(self, workflow: str | None) -> bytes:
+        """Return msgpack of the `UsageRow`s of a workflow, or of everything by the hour."""
+        await self._durable()
+        slots = self.core.slots.values()
+        if workflow is None:
+            return _encode([row for slot in slots for row in slot.usage.values()])
+        here = [found for slot in slots if (found := slot.workflows.get(workflow)) is not None]
+        rows = [row for found in here for row in found.usage or ()]
+        if self._keeper is not None and self.core.index.floor:
+            known = {found.slot for found in here}
+            stored = await self._keeper.store.workflows([workflow])
+            rows += [row for found in stored if found.slot not in known for row in found.usage]
+        return _encode(rows)
+
     async def fate(self, artifact_id: bytes) -> bytes:
         """Return msgpack of an `ArtifactFate`."""
         await self._durable()

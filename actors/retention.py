@@ -314,6 +314,10 @@ class ShardRetention:
     async def _durable(self) -> None:
         raise NotImplementedError  # ShardReaders'
 
+    def forget_texts(self) -> None:
+        """Forget what runs have said."""
+        raise NotImplementedError  # ShardTexts'
+
     def _enqueue(self, kind: str, subject: Any, size: int) -> asyncio.Future[Any]:
         raise NotImplementedError  # Shard's
 
@@ -385,6 +389,7 @@ class ShardRetention:
 
     async def _erase(self, blob: bytes, now_us: int) -> None:
         order, core, keeper = decode_order(blob), self.core, self._keeper
+        self.forget_texts()
         slots, _ = put_tombstones(core, set(order.ids), self._forwards())
         self._erased_in |= slots
         self._erased.update(dict.fromkeys(order.ids))

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from heapq import nsmallest
+from heapq import nlargest, nsmallest
 from itertools import islice
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from flock_ray.core.lineage import Lineage, runs_of
+from flock_ray.core.recency import Recency
 from flock_ray.core.rows import ActivationRow, ArtifactQuery, Summary
 from flock_ray.core.summaries import add_summaries, summarize
 from flock_ray.core.wire import Envelope
@@ -32,6 +33,8 @@ MAX_RUNS = 1000
 """Most activations of one reply."""
 CHUNK = 5000
 """Artifacts looked at before other calls get their turn: about 2 ms."""
+FIRST_CHUNK = 64
+"""The same at the beginning of a walk that mostly ends soon."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _query = msgspec.msgpack.Decoder(ArtifactQuery).decode
@@ -44,9 +47,10 @@ class ShardSearch:
     _keeper: Keeper | None
 
     def __init__(self) -> None:
-        """Start without the index that only searches need."""
+        """Start without the indexes that only searches need."""
         super().__init__()
         self._lineage: Lineage | None = None
+        self._recency: Recency | None = None
 
     async def ready(self) -> None:
         """Wait until the shard has recovered; raises when it can't."""
@@ -96,6 +100,30 @@ class ShardSearch:
                     break
         page = list(_fitting([envelope for _, envelope in entries[:limit]]))
         return _encode(page), entries[len(page) - 1][0] if page else after
+
+    async def search_newest(
+        self, query: bytes, limit: int, before: tuple[int, bytes] | None, max_bytes: int
+    ) -> tuple[bytes, bool]:
+        """Return artifacts by (creation time, id), the newest first.
+
+        Args:
+            query: msgpack of an ArtifactQuery.
+            limit: How many; at most MAX_PAGE come.
+            before: Only what is below this (creation time, id); None: all.
+            max_bytes: Payload bytes after which the reply ends, at most MAX_PAGE_BYTES; one artifact always fits.
+
+        Returns:
+            msgpack of a list of envelopes, and whether there may be older ones.
+        """
+        await self.ready()
+        limit, wanted = max(1, min(limit, MAX_PAGE)), _query(query)
+        before = None if before is None else (before[0], before[1])
+        if self._keeper is not None:
+            found = [envelope for _, envelope in await self._keeper.store.newest(wanted, limit, before)]
+        else:
+            found = await self._newest(wanted, limit, before)
+        page = list(_fitting(found, min(max_bytes, MAX_PAGE_BYTES)))
+        return _encode(page), len(found) == limit or len(page) < len(found)
 
     async def search_count(self, query: bytes) -> int:
         """Return how many artifacts a query selects."""
@@ -178,6 +206,44 @@ class ShardSearch:
             first = nsmallest(count, [*first, *(e for _, e in chunk)], key=lambda e: (e.created_us, e.id))
         return first
 
+    async def _newest(
+        self, query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None
+    ) -> list[Envelope]:
+        """Walk the smallest index from its end, until nothing further in front can be as new as what was found.
+
+        One artifact that claims to be from the future makes walks go back to it: exact, but slower.
+        """
+        recency = await self._recency_now()
+        newest: list[Envelope] = []
+        position, size = self.core.index.head + 1, max(FIRST_CHUNK, 2 * limit)
+        while chunk := list(islice(self._candidates_back(query, position), size)):
+            position, size = chunk[-1][0], min(2 * size, CHUNK)
+            selected = (e for _, e in chunk if query.selects(e))
+            fitting = [e for e in selected if before is None or _age(e) < before]
+            newest = nlargest(limit, [*newest, *fitting], key=_age)
+            oldest_wanted = query.start_us
+            if len(newest) == limit:
+                oldest_wanted = newest[-1].created_us
+            latest = recency.bound_us(position - 1)
+            if oldest_wanted is not None and (latest is None or latest < oldest_wanted):
+                break
+            await asyncio.sleep(0)
+        return newest
+
+    def _candidates_back(self, query: ArtifactQuery, before: int) -> Iterator[tuple[int, Envelope]]:
+        index = self.core.index
+        if query.correlation_id is not None:
+            return index.read_back(before, seqs=self._seqs_of(query.correlation_id))
+        return index.read_back(before, type_name=query.types[0] if len(query.types) == 1 else None)
+
+    async def _recency_now(self) -> Recency:
+        if self._recency is None:
+            self._recency = Recency(self.core.index)
+        while True:
+            if self._recency.catch_up(CHUNK):
+                return self._recency
+            await asyncio.sleep(0)
+
     async def _caught_up(self) -> Lineage:
         if self._lineage is None:
             self._lineage = Lineage(self.core.index)
@@ -187,9 +253,13 @@ class ShardSearch:
             await asyncio.sleep(0)
 
 
-def _fitting(envelopes: Sequence[Envelope]) -> Iterator[Envelope]:
+def _age(envelope: Envelope) -> tuple[int, bytes]:
+    return envelope.created_us, envelope.id
+
+
+def _fitting(envelopes: Sequence[Envelope], max_bytes: int = MAX_PAGE_BYTES) -> Iterator[Envelope]:
     """Yield what fits into one reply; the first always does."""
-    left = MAX_PAGE_BYTES
+    left = max_bytes
     for envelope in envelopes:
         left -= len(envelope.payload)
         if left < 0 and envelope is not envelopes[0]:

@@ -17,6 +17,7 @@ from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.outbound import ShardOutbound
 from flock_ray.actors.readers import ShardReaders
 from flock_ray.actors.retention import ShardRetention
+from flock_ray.actors.texts import ShardTexts
 from flock_ray.core import wire
 from flock_ray.core.shard import ShardCore
 from flock_ray.erasing import scrub
@@ -39,7 +40,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 """Commands of one micro-batch, so that one append stays small enough for every store."""
 
 
-class Shard(ShardOutbound, ShardReaders, ShardRetention):
+class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
     """One shard of a board."""
 
     def __init__(
@@ -174,9 +175,9 @@ class Shard(ShardOutbound, ShardReaders, ShardRetention):
         await self.ready()
         return self.core.table.version, self._agents or {}
 
-    async def flush_batches(self) -> int:
-        """Run partial batches now; returns how many."""
-        count: int = await self._enqueue("flush", None, 0)
+    async def flush_batches(self, workflow: str | None = None) -> int:
+        """Run partial batches now, all or those of one workflow; returns how many."""
+        count: int = await self._enqueue("flush", workflow, 0)
         return count
 
     async def cancel(self, workflow: str) -> int:
@@ -239,6 +240,7 @@ class Shard(ShardOutbound, ShardReaders, ShardRetention):
         try:
             if self._keeper is not None:
                 await self._keeper.recover()
+                self.texts.begin_at(self.core.events.base)  # a new process: cursors of the old one see a gap
                 self.core.events.note(self._now_us(), "shard.recovered", detail=f"epoch {self._keeper.epoch}")
                 self._wake.set()
             self._recovered.set()
@@ -399,7 +401,8 @@ class Shard(ShardOutbound, ShardReaders, ShardRetention):
                 self.core.forward_acked(*ack)
             return None
         if kind == "flush":
-            return self.core.flush_batches(now_us)
+            core = self.core
+            return core.flush_batches(now_us) if subject is None else core.flush_workflow(subject, now_us)
         if kind == "grants":
             return self._apply_grants(subject, now_us)
         if kind == "returned":

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from flock_ray.actors.token_stream import TokenStream
+from flock_ray.context.reader import BoardReader
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.matching import MatchTable
@@ -19,8 +21,11 @@ from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.shard import NOT_RUN
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.edge import DEFAULT_MAX_PAYLOAD_BYTES, Edge
+from flock_ray.engines.failures import describe
 from flock_ray.engines.runner import AgentRunner
-from flock_ray.errors import ConfigurationError, safe_error_text
+from flock_ray.engines.services import Services
+from flock_ray.engines.wiring import services_for
+from flock_ray.errors import ConfigurationError, ModelError, safe_error_text
 from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, Peers
 
 RETRY_S = 0.05
@@ -81,7 +86,10 @@ class MatchRunner:
 
     def run_sync(self, task: wire.Task) -> wire.Completion:
         """Return the artifact with its matches."""
-        outputs = tuple(self._edge.rematch(wire.Posting(envelope)) for envelope in task.inputs)
+        try:
+            outputs = tuple(self._edge.rematch(wire.Posting(envelope)) for envelope in task.inputs)
+        except Exception as error:  # an embedder that fails, or a payload that can't be read
+            return wire.Completion(task.id, task.attempt, task.slot, error=describe(error))
         return wire.Completion(task.id, task.attempt, task.slot, outputs, run_us=1)
 
     async def run_async(self, task: wire.Task) -> wire.Completion:
@@ -122,6 +130,8 @@ class Worker:
         registry: TypeRegistry = type_registry,
         max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
         offload: Callable[..., Awaitable[Any]] = asyncio.to_thread,
+        services: Services | None = None,
+        num_shards: int | None = None,
     ) -> None:
         """Create a worker without agents.
 
@@ -135,6 +145,8 @@ class Worker:
             registry: Artifact types of this process.
             max_payload_bytes: Largest output payload.
             offload: Runs a function that loads or calls user code off the control loop.
+            services: What engines, components and context providers may use; None: nothing.
+            num_shards: Shards of the board, which get what runs stream and have their contexts; None: neither.
         """
         self.id = worker
         self.pool = pool_of(worker)
@@ -143,7 +155,15 @@ class Worker:
         self._peers = peers
         self._codec = codec
         self._registry = registry
-        self._edge = Edge(MatchTable(0, (), registry), registry, max_payload_bytes=max_payload_bytes)
+        self.services = services or Services()
+        self._texts: TokenStream | None = None
+        if num_shards is not None:
+            self._texts = TokenStream(lambda shard, blob: peers.shard(shard).take_texts(blob), num_shards)
+            self.services.stream = self.services.stream or self._texts
+            self.services.reader = self.services.reader or BoardReader(peers.shard, num_shards)
+        self._edge = Edge(
+            MatchTable(0, (), registry), registry, max_payload_bytes=max_payload_bytes, offload=offload
+        )
         self._executor = executor(self._on_done)
         self._definitions: dict[str, AgentDefinition] = {}
         self._packages: dict[str, bytes] = {}
@@ -164,6 +184,8 @@ class Worker:
         if self._closed:
             return False
         batch = wire.decode_run(blob)
+        if self._texts is not None:
+            self._texts.begin()
         self._executor.submit(batch.shard, batch.tasks)
         return True
 
@@ -172,6 +194,8 @@ class Worker:
         task = msgspec.msgpack.decode(blob, type=wire.Task)
         future: asyncio.Future[wire.Completion] = asyncio.get_running_loop().create_future()
         self._direct[task.id] = future
+        if self._texts is not None:
+            self._texts.begin()
         try:
             self._executor.submit(DIRECT_SHARD, [task])
             return wire.encode(await future)
@@ -181,6 +205,8 @@ class Worker:
     async def cancel(self, ids: list[bytes]) -> None:
         """Stop activations."""
         self._executor.cancel(ids)
+        if self._texts is not None:
+            self._texts.cancelled(ids)
         for activation in ids:
             future = self._direct.get(activation)
             if future is not None and not future.done():
@@ -253,6 +279,7 @@ class Worker:
             runner = AgentRunner(
                 definition, self._registry, self._edge.post,
                 now_us=self._clock.now_us, monotonic=self._monotonic, output=self._edge.output,
+                services=services_for(definition, self.services), warming=self._edge, offload=self._offload,
             )  # fmt: skip
             limit = definition.effective_concurrency()
             self._executor.set_agent(name, runner, max_concurrency=limit, timeout_s=definition.timeout_s)
@@ -288,6 +315,8 @@ class Worker:
         done = done and await self._executor.drain(1.0)
         if self._sending:
             await asyncio.wait(list(self._sending.values()), timeout=timeout_s)
+        if self._texts is not None:
+            await self._texts.flush(1.0)
         return done and not self._sending
 
     def _hand_back(self) -> None:
@@ -304,12 +333,16 @@ class Worker:
         """Stop at once."""
         self._closed = True
         self._executor.close()
+        if self._texts is not None:
+            self._texts.close()
         for task in self._sending.values():
             task.cancel()
 
     # -- results -------------------------------------------------------------------------------
 
     def _on_done(self, batch: list[tuple[int, wire.Completion]]) -> None:
+        if self._texts is not None:
+            self._texts.ended(batch)
         for shard, completion in batch:
             if shard == DIRECT_SHARD:
                 future = self._direct.get(completion.id)
@@ -384,5 +417,10 @@ class Worker:
         return matched
 
     def _rematched(self, completion: wire.Completion) -> wire.Completion:
-        outputs = tuple(self._edge.rematch(posting) for posting in completion.outputs)
+        try:
+            outputs = tuple(self._edge.rematch(posting) for posting in completion.outputs)
+        except ModelError as error:
+            # Nobody knows who gets the outputs: the run has failed, unless it had failed before.
+            failed = completion.error or describe(error)
+            return msgspec.structs.replace(completion, outputs=(), error=failed)
         return msgspec.structs.replace(completion, outputs=outputs)

@@ -13,7 +13,9 @@ from bench.machine import REPOSITORY, describe
 from bench.report import judge, table
 from bench.runner import Job, run_here, run_job
 
-NAMES = ("match_cost", "startup", "chain", "slow_async", "board_size", "durable", "recovery", "naive", "toy")
+NAMES = (
+    "match_cost", "startup", "chain", "slow_async", "model_calls", "board_size", "durable", "recovery", "naive", "toy",
+)  # fmt: skip
 """In the order they run; `toy` alone is for working on the toy."""
 SHARDS = (1, 2, 4)
 BACKENDS = ("memory", "sqlite", "postgres", "redis")

@@ -21,6 +21,9 @@ MAX_GROWTH_BYTES = 10_000_000
 MAX_SLOW_S = 5.0
 MAX_WORKERS = 4
 MAX_START_S = 8.0
+MAX_MODEL_MEMORY_BYTES = 2_000_000_000
+MAX_GATEWAY_MS = 5.0
+MAX_FIRST_ANSWER_S = 12.0
 MAX_MATCH_US = 50.0
 MAX_MATCH_GROWTH = 1.3
 MAX_QUIET_LOAD = 1.3
@@ -178,6 +181,35 @@ def _slow_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def _model_rows(result: dict[str, Any]) -> list[Row]:
+    memory, first = result["total_memory_bytes"], result["first_answer_s"]
+    added = result["gateway_ms"] - result["litellm_ms"]
+    cpu = ", ".join(f"{role} {cost / 1000:.1f}" for role, cost in list(result["cpu_us_per_call"].items())[:4])
+    return [
+        Row(
+            f"memory of all processes, {result['calls']:,} model calls at once",
+            f"{memory / 1e6:,.0f} MB",
+            target=f"< {MAX_MODEL_MEMORY_BYTES / 1e9:g} GB",
+            verdict=_judge(memory < MAX_MODEL_MEMORY_BYTES),
+        ),
+        Row("seconds for them (server: 2 s each)", f"{result['seconds']:.1f} s"),
+        Row("CPU per call, ms", cpu),
+        Row(
+            "a model call through the gateway, p50 (column toy: litellm directly)",
+            f"{result['gateway_ms']:.1f} ms",
+            f"{result['litellm_ms']:.1f} ms",
+            target=f"< {MAX_GATEWAY_MS:g} ms more",
+            verdict=_judge(added < MAX_GATEWAY_MS),
+        ),
+        Row(
+            "Flock() to first answer of a model, cold, without the server's 2 s",
+            f"{first:.1f} s",
+            target=f"< {MAX_FIRST_ANSWER_S:g} s",
+            verdict=_judge(first < MAX_FIRST_ANSWER_S),
+        ),
+    ]
+
+
 def _startup_rows(result: dict[str, Any]) -> list[Row]:
     seconds = result["first_result_s"]
     return [
@@ -315,6 +347,7 @@ def judge(results: Results) -> list[Row]:
     single = {
         "board_size": _board_rows,
         "slow_async": _slow_rows,
+        "model_calls": _model_rows,
         "startup": _startup_rows,
         "match_cost": _match_rows,
     }

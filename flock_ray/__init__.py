@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from flock_ray.adapters.redis import RedisPersistence
     from flock_ray.adapters.sqlite import SQLitePersistence
     from flock_ray.agent import AgentBuilder
+    from flock_ray.application import (
+        CompletionPolicy,
+        FlockApplication,
+        WorkflowContext,
+        WorkflowEvent,
+        WorkflowResult,
+        WorkflowStatus,
+    )
     from flock_ray.artifact import Artifact
+    from flock_ray.components.orchestrator.base import OrchestratorComponent, OrchestratorComponentConfig
     from flock_ray.config import FlockSettings, RayConfig
     from flock_ray.core.conditions import Until, When
     from flock_ray.core.registry import flock_tool, flock_type, upcaster
@@ -30,37 +39,74 @@ if TYPE_CHECKING:
         Visibility,
         only_for,
     )
-    from flock_ray.engines.component import EngineComponent, EvalInputs, EvalResult
+    from flock_ray.engines.component import (
+        AgentComponent,
+        AgentComponentConfig,
+        EngineComponent,
+        EvalInputs,
+        EvalResult,
+    )
     from flock_ray.engines.context import Context
+    from flock_ray.engines.llm import LiteLLMEngine
+    from flock_ray.engines.llm.upstream import (
+        BAMLAdapter,
+        ChatAdapter,
+        DSPyEngine,
+        JSONAdapter,
+        TwoStepAdapter,
+        XMLAdapter,
+    )
     from flock_ray.errors import FlockError
     from flock_ray.filters import ArtifactEnvelope, ConsumptionRecord, FilterConfig
     from flock_ray.flock import Flock
+    from flock_ray.gateway.settings import GatewayPlan, ModelLimits, ModelSettings
+    from flock_ray.mcp.declaring import MCPServerConfig
+    from flock_ray.media import File, Image
     from flock_ray.streaming import Cursor, Gap
+    from flock_ray.usage import ModelUsage
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AfterVisibility": "core.visibility",
     "AgentBuilder": "agent",
+    "AgentComponent": "engines.component",
+    "AgentComponentConfig": "engines.component",
     "AgentIdentity": "core.visibility",
     "Artifact": "artifact",
     "ArtifactEnvelope": "filters",
+    "BAMLAdapter": "engines.llm.upstream",
     "BatchSpec": "core.specs",
+    "ChatAdapter": "engines.llm.upstream",
+    "CompletionPolicy": "application",
     "ConsumptionRecord": "filters",
     "Context": "engines.context",
     "Cursor": "streaming",
+    "DSPyEngine": "engines.llm.upstream",
     "EngineComponent": "engines.component",
     "EvalInputs": "engines.component",
     "EvalResult": "engines.component",
     "FanOutRange": "core.specs",
     "FanOutSpec": "core.specs",
+    "File": "media",
     "FilterConfig": "filters",
     "Flock": "flock",
+    "FlockApplication": "application",
     "FlockError": "errors",
     "FlockSettings": "config",
     "Gap": "streaming",
+    "GatewayPlan": "gateway.settings",
+    "Image": "media",
+    "JSONAdapter": "engines.llm.upstream",
     "JoinSpec": "core.specs",
     "LabelledVisibility": "core.visibility",
+    "LiteLLMEngine": "engines.llm",
+    "MCPServerConfig": "mcp.declaring",
+    "ModelLimits": "gateway.settings",
+    "ModelSettings": "gateway.settings",
+    "ModelUsage": "usage",
+    "OrchestratorComponent": "components.orchestrator.base",
+    "OrchestratorComponentConfig": "components.orchestrator.base",
     "PostgresPersistence": "adapters.postgres",
     "PrivateVisibility": "core.visibility",
     "PublicVisibility": "core.visibility",
@@ -70,10 +116,16 @@ _HOMES = {
     "SQLitePersistence": "adapters.sqlite",
     "TenantVisibility": "core.visibility",
     "TimerTick": "core.system_types",
+    "TwoStepAdapter": "engines.llm.upstream",
     "Until": "core.conditions",
     "Visibility": "core.visibility",
     "When": "core.conditions",
+    "WorkflowContext": "application",
     "WorkflowError": "core.system_types",
+    "WorkflowEvent": "application",
+    "WorkflowResult": "application",
+    "WorkflowStatus": "application",
+    "XMLAdapter": "engines.llm.upstream",
     "flock_tool": "core.registry",
     "flock_type": "core.registry",
     "only_for": "core.visibility",
@@ -83,25 +135,43 @@ _HOMES = {
 __all__ = [
     "AfterVisibility",
     "AgentBuilder",
+    "AgentComponent",
+    "AgentComponentConfig",
     "AgentIdentity",
     "Artifact",
     "ArtifactEnvelope",
+    "BAMLAdapter",
     "BatchSpec",
+    "ChatAdapter",
+    "CompletionPolicy",
     "ConsumptionRecord",
     "Context",
     "Cursor",
+    "DSPyEngine",
     "EngineComponent",
     "EvalInputs",
     "EvalResult",
     "FanOutRange",
     "FanOutSpec",
+    "File",
     "FilterConfig",
     "Flock",
+    "FlockApplication",
     "FlockError",
     "FlockSettings",
     "Gap",
+    "GatewayPlan",
+    "Image",
+    "JSONAdapter",
     "JoinSpec",
     "LabelledVisibility",
+    "LiteLLMEngine",
+    "MCPServerConfig",
+    "ModelLimits",
+    "ModelSettings",
+    "ModelUsage",
+    "OrchestratorComponent",
+    "OrchestratorComponentConfig",
     "PostgresPersistence",
     "PrivateVisibility",
     "PublicVisibility",
@@ -111,10 +181,16 @@ __all__ = [
     "SQLitePersistence",
     "TenantVisibility",
     "TimerTick",
+    "TwoStepAdapter",
     "Until",
     "Visibility",
     "When",
+    "WorkflowContext",
     "WorkflowError",
+    "WorkflowEvent",
+    "WorkflowResult",
+    "WorkflowStatus",
+    "XMLAdapter",
     "flock_tool",
     "flock_type",
     "only_for",

@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flock_ray import agent_checks as checks
 from flock_ray.core import signature
 from flock_ray.core.definition import AgentDefinition, Delivery, Mode, OutputGroup, Scope, Subscription
+from flock_ray.core.similarity import text_predicates
 from flock_ray.core.specs import BatchSpec, FanOutSpec, JoinSpec
 from flock_ray.core.visibility import AgentIdentity, Visibility, only_for
+from flock_ray.engines.tools import Tool
 from flock_ray.errors import ConfigurationError
+from flock_ray.mcp.declaring import McpSelecting
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from flock_ray.core.conditions import Condition
     from flock_ray.core.registry import TypeRegistry
+    from flock_ray.core.similarity import SemanticMatch
 
 __all__ = ["AgentBuilder", "Pipeline", "PublishBuilder", "RunHandle"]
 
@@ -27,7 +31,7 @@ def _ignore() -> None:
     """Take notice of nothing: for a builder without a flock."""
 
 
-class AgentBuilder:
+class AgentBuilder(McpSelecting):
     """Declares one agent. Every method returns the builder and takes effect at the next deploy.
 
     All methods raise `ConfigurationError` for what makes no sense; the declaration is then unchanged.
@@ -82,6 +86,7 @@ class AgentBuilder:
             for subscription in definition.subscriptions:
                 signature.check_arguments(self.name, definition.function, subscription)
             signature.check_returns(self.name, definition.function, definition.output_groups)
+        checks.engines(definition)
         return dataclasses.replace(
             definition,
             subscriptions=list(definition.subscriptions),
@@ -102,7 +107,7 @@ class AgentBuilder:
         self,
         *types: type[BaseModel],
         where: Callable[[Any], bool] | Sequence[Callable[[Any], bool]] | None = None,
-        semantic_match: Any = None,
+        semantic_match: SemanticMatch | None = None,
         semantic_threshold: float = 0.0,
         from_agents: Iterable[str] | None = None,
         tags: Iterable[str] | None = None,
@@ -121,8 +126,9 @@ class AgentBuilder:
             types: Pydantic models; one that is repeated is needed that often. With `batch` and no
                 `join`, artifacts of any of the types fill the batch.
             where: Predicates of the model; all must hold. One that raises refuses the artifact, visibly.
-            semantic_match: Not in this release.
-            semantic_threshold: Not in this release.
+            semantic_match: What the artifact's text should be about: a text, {"query": ..., "threshold": ...,
+                "field": ...}, or a list of these, of which all must be reached. Asks for `Flock(embedder=...)`.
+            semantic_threshold: Least similarity, up to 1, of queries that name none; 0 is the default of 0.4.
             from_agents: Only artifacts of these producers; None for any.
             tags: Only artifacts with at least one of these tags; None for any.
             join: `JoinSpec` or {"by": function, "within": timedelta or a number of artifacts}.
@@ -137,8 +143,6 @@ class AgentBuilder:
             name: Identity of the subscription across deploys; None derives it from the rest.
         """
         at = self._at("consumes")
-        if semantic_match is not None or semantic_threshold:
-            _not_yet(at, "semantic matching", "use where=, or classify in an agent of its own")
         models = checks.model_types(types, at)
         subscription = Subscription(
             id="",
@@ -154,6 +158,7 @@ class AgentBuilder:
             delivery=checks.choice(delivery, ("all", "exclusive"), "delivery", at),
             scope=checks.choice(scope, (None, "workflow", "board"), "scope", at),
             activation=checks.activation(activation, at),
+            semantic=text_predicates(semantic_match, semantic_threshold, models, at),
         )
         if self._definition.function is not None:
             signature.check_arguments(self.name, self._definition.function, subscription)
@@ -253,22 +258,28 @@ class AgentBuilder:
         self._definition.utilities.extend(components)
         return self._changed()
 
-    def with_tools(self, tools: Iterable[Callable[..., Any]]) -> AgentBuilder:
-        """Add functions that an LLM engine may call."""
+    def with_tools(self, tools: Iterable[Callable[..., Any] | Tool]) -> AgentBuilder:
+        """Add functions that an LLM engine may call: typed by their hints, described by their docstrings.
+
+        A `flock_ray.engines.tools.Tool` may stand for a function, too.
+        """
         at = self._at("with_tools")
         if callable(tools) or not isinstance(tools, Iterable):
             raise ConfigurationError(f"{at} takes a list of functions: with_tools([{tools!r}])")
-        added = [checks.function(tool, "functions", at) for tool in tools]
+        added = [tool if isinstance(tool, Tool) else checks.function(tool, "functions", at) for tool in tools]
         self._definition.tools.extend(added)
         return self._changed()
 
-    def with_mcps(self, servers: Iterable[str] | Mapping[str, Any]) -> NoReturn:
-        """Refuse: MCP servers are not in this release."""
-        _not_yet(self._at("with_mcps"), "MCP", "wrap the server's calls in functions for .with_tools()")
+    def with_context(self, provider: Any, *, max_tokens: int | None = None) -> AgentBuilder:
+        """Show the agent more of the board than its inputs, as `ctx.artifacts`: what a context provider chooses.
 
-    def with_context(self, provider: Any) -> NoReturn:
-        """Refuse: context providers are not in this release."""
-        _not_yet(self._at("with_context"), "a context provider", "consume what the agent needs to know")
+        `max_tokens` limits any provider, as `estimated_tokens` counts, and keeps the newest; None is no limit.
+        """
+        from flock_ray.context.request import checked_provider
+
+        at = self._at("with_context")
+        self._definition.context_provider = checked_provider(provider, at, max_tokens=max_tokens)
+        return self._changed()
 
     def schedule(
         self,
@@ -281,10 +292,21 @@ class AgentBuilder:
         """Refuse: timers are not in this release."""
         _not_yet(self._at("schedule"), "a schedule", "publish the input from a timer of your own")
 
-    def best_of(self, n: int, score: Callable[[Any], float]) -> AgentBuilder:
-        """Run the engine `n` times (from 1) and keep the result that `score` rates highest."""
+    def best_of(
+        self, n: int, score: Callable[[Any], float], good_enough: float | None = None
+    ) -> AgentBuilder:
+        """Run the engine `n` times (from 1), at the same time if it can, and keep the result that scores highest.
+
+        Args:
+            n: How many candidates; one that fails does not fail the others.
+            score: Rates an `EvalResult`.
+            good_enough: As soon as a candidate scores this, it is taken and the rest is cancelled; None: never.
+        """
         at = self._at("best_of")
         checks.whole_number(n, "n", at)
+        if good_enough is not None and not isinstance(good_enough, int | float):
+            raise ConfigurationError(f"{at} good_enough must be a number or None, got {good_enough!r}")
+        self._definition.good_enough = good_enough
         self._definition.best_of = (n, checks.function(score, "score to be a function of the result", at))
         return self._changed()
 
@@ -404,6 +426,7 @@ class AgentBuilder:
             "mode": "" if subscription.mode == "both" else subscription.mode,
             "delivery": "" if subscription.delivery == "all" else subscription.delivery,
             "scope": subscription.scope,
+            "semantic": [dataclasses.astuple(predicate) for predicate in subscription.semantic],
         }
         given = {key: value for key, value in options.items() if value}
         return checks.subscription_id(self.name, type_names, given, taken=taken)

@@ -15,10 +15,11 @@ from typing import Any, cast
 from pydantic import BaseModel
 
 from flock_ray.core.conditions import Condition, as_condition, compile_when
-from flock_ray.core.definition import OutputSpec, PoolSpec
+from flock_ray.core.definition import AgentDefinition, OutputSpec, PoolSpec
 from flock_ray.core.flow import OUTSIDE
 from flock_ray.core.specs import BatchSpec, FanOutRange, FanOutSpec, JoinSpec, normalize_fan_out
 from flock_ray.core.visibility import Visibility
+from flock_ray.engines.wiring import is_for_model
 from flock_ray.errors import ConfigurationError
 
 
@@ -192,6 +193,19 @@ def output_specs(
         )
         for declared, count in counts.items()
     )
+
+
+def engines(definition: AgentDefinition) -> None:
+    """Let the engines of an agent check what they will be asked for, also the one it gets by default."""
+    chosen: list[Any] = list(definition.engines)
+    if is_for_model(definition):
+        from flock_ray.engines.llm import LiteLLMEngine
+
+        chosen = [LiteLLMEngine()]
+    for engine in chosen:
+        check = getattr(engine, "check_agent", None)
+        if check is not None:
+            check(definition)
 
 
 def visibility_or_function(value: Any, at: str) -> Any:

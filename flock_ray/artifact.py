@@ -182,6 +182,11 @@ class Artifact:
         return decode_visibility(self._header.visibility)
 
     @property
+    def is_public(self) -> bool:
+        """Whether everybody may see it; cheaper than to look at `visibility`."""
+        return self._header.visibility is None
+
+    @property
     def created_at(self) -> datetime:
         """When it was made, in UTC."""
         return _EPOCH + timedelta(microseconds=self._header.created_us)

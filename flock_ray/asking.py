@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flock_ray.artifact import Artifact
 from flock_ray.board import Board
 from flock_ray.errors import ArtifactNotFoundError, ConfigurationError
+from flock_ray.provenance import how_made
 
 if TYPE_CHECKING:
     from flock_ray.agent import AgentBuilder
@@ -118,6 +119,8 @@ class Why:
     made: tuple[tuple[uuid.UUID, str, str], ...] = ()
     """(id, type, agent) of artifacts made from it."""
     notes: tuple[str, ...] = ()
+    how: tuple[str, ...] = ()
+    """Which prompts (by hash), models, repairs and tools led to it, as far as the event log still knows."""
 
     def __str__(self) -> str:
         """Explain in lines."""
@@ -129,6 +132,7 @@ class Why:
             lines += [
                 f"    {'ok ' if ok else 'NO '} {name}: {value}" for name, ok, value in answer.conditions
             ]
+        lines += [f"  by: {line}" for line in self.how]
         lines += [f"  made: {type_name} {key} by {agent}" for key, type_name, agent in self.made]
         return "\n".join(lines + [f"  {note}" for note in self.notes])
 
@@ -159,7 +163,7 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
     ready = {sub for fate in fates for sub in fate.ready}
     running = {sub for fate in fates for sub in fate.running}
     answers = []
-    for subscription, checks in board.edge.table.explain(envelope).items():
+    for subscription, checks in (await board.edge.explain(envelope)).items():
         matched = all(check.passed for check in checks)
         state, detail = ("done", "") if matched else ("not matched", "")
         if subscription in running:
@@ -175,7 +179,7 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
     made = tuple((uuid.UUID(bytes=i), t, by) for fate in fates for i, t, by in fate.children)
     notes = () if answers else (f"nobody consumes {envelope.type}",)
     title = f"{envelope.type} {key} by {envelope.produced_by} in workflow {envelope.correlation_id}"
-    return Why(title, tuple(answers), made, notes)
+    return Why(title, tuple(answers), made, notes, await how_made(board, envelope))
 
 
 async def _explain_agent(board: Board, name: str) -> Why:

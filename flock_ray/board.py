@@ -314,7 +314,7 @@ class Board(BoardPublishing):
             )
             return shard, list(zip(positions, _envelopes(blob), strict=True)), position, gap
 
-        async for shard, found, position, gap in self._merge(next_of):
+        async for shard, found, position, gap in self.merge(next_of):
             if gap:
                 yield shard, cursor.get(shard, 0), None
             for seq, envelope in found:
@@ -335,13 +335,13 @@ class Board(BoardPublishing):
             )
             return shard, _events(blob), position, False
 
-        async for shard, found, position, _ in self._merge(next_of):
+        async for shard, found, position, _ in self.merge(next_of):
             for event in found:
                 cursor[shard] = event.seq
                 yield event
             cursor[shard] = position
 
-    async def _merge(self, next_of: Callable[[int], Any]) -> AsyncIterator[Any]:
+    async def merge(self, next_of: Callable[[int], Any]) -> AsyncIterator[Any]:
         """Keep one reading call open per shard and yield whichever answers."""
         calls = {asyncio.ensure_future(next_of(shard)): shard for shard in range(self.num_shards)}
         try:
@@ -386,6 +386,10 @@ class Board(BoardPublishing):
         """Return what every shard knows of where an artifact went."""
         blobs = await asyncio.gather(*(self._call(link.fate(artifact_id)) for link in self._links.shards))
         return [msgspec.msgpack.decode(blob, type=ArtifactFate) for blob in blobs]
+
+    async def ask_shard(self, shard: int, method: str, *args: Any) -> Any:
+        """Call a method of one shard."""
+        return await self._call(getattr(self.shard(shard), method)(*args))
 
     async def each(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every shard."""

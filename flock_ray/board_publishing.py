@@ -106,8 +106,8 @@ class BoardPublishing:
                 raise BoardClosedError("The board was shut down. Create a new Flock to go on.")
             if reply.status == "stale_table" and self._monotonic() < deadline:
                 await self._refresh(shard)
-                batch = [self.edge.rematch(posting) for posting in batch]
                 matched_with = self.edge.table.version
+                batch = await self.edge.matched_again(batch)
                 continue
             if self._monotonic() >= deadline:
                 self._give_up(reply)

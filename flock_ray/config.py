@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,6 +33,12 @@ class FlockSettings(BaseSettings):
 
     model: str | None = None
     """Default language model of agents without an engine."""
+    embedder: str | None = None
+    """Compares meanings for `semantic_match`: `onnx:/path/to/model` or `provider/model`; None: nothing does."""
+    cassette: str | None = None
+    """Folder of recorded answers of models; None: nothing is recorded."""
+    cassette_mode: Literal["off", "record", "replay", "auto"] | None = None
+    """What is done with it; None: `auto` when there is a folder, else `off`."""
     namespace: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]{1,100}$")
     """Name of the board; None: a board of this Flock's own."""
     persistence: SecretStr | None = None

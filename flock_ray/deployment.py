@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle  # type: ignore[import-untyped]  # ships no types
 import msgspec
 
+from flock_ray.components.settings import settings_digest
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.matching import MatchTable
@@ -79,8 +80,21 @@ def fingerprint(definition: AgentDefinition, spec: wire.TableSpec) -> str:
             functions += [output.where, *(check for check, _ in output.validate)]
     for function in functions:
         digest.update(_code_of(function))
+    if definition.embedder is not None:
+        meanings = [sub.semantic for sub in definition.subscriptions]
+        digest.update(repr((definition.embedder.name, meanings)).encode())
+    for use in definition.mcp_servers:
+        digest.update(use.digest())
     for part in (*definition.engines, *definition.utilities):
-        digest.update(f"{type(part).__module__}.{type(part).__qualname__}".encode())
+        digest.update(settings_digest(part))
+    if definition.gate is not None:
+        digest.update(definition.gate.digest())
+    digest.update(repr((definition.description, definition.model)).encode())
+    for group in definition.output_groups:
+        digest.update(repr((group.description, [output.description for output in group.outputs])).encode())
+    for tool in definition.tools:
+        digest.update(_code_of(tool) + repr(getattr(tool, "__flock_tool__", "")).encode())
+    digest.update(repr((definition.best_of and definition.best_of[0], definition.good_enough)).encode())
     digest.update(
         repr((definition.max_concurrency, definition.timeout_s, definition.pool, sorted(definition.labels),
               definition.tenant, definition.max_crashes)).encode()

@@ -32,7 +32,8 @@ async def invoke(
     definition = board.edge.table.definitions.get(agent)
     if definition is None:
         raise ConfigurationError(f"invoke({agent!r}): no such agent is on this board.")
-    envelope = publisher.posting(obj, produced_by=DIRECT).envelope
+    [posting] = await publisher.postings([obj], [{"produced_by": DIRECT}])
+    envelope = posting.envelope
     subscription = next(
         (s.id for s in definition.subscriptions if envelope.type in {registry.name_for(c) for c in s.types}),
         None,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 from pydantic import BaseModel
 
 from flock_ray.core.ids import slot_of
-from flock_ray.core.matching import MatchTable
+from flock_ray.core.matching import Check, MatchTable
 from flock_ray.core.registry import TypeRegistry, to_json
+from flock_ray.core.similarity import Vectors
 from flock_ray.core.visibility import Visibility, encode_visibility
 from flock_ray.core.wire import Envelope, Posting, Task
-from flock_ray.errors import PayloadTooLargeError
+from flock_ray.errors import PayloadTooLargeError, UnknownTypeError
 
 DEFAULT_MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
 
@@ -20,10 +23,15 @@ DEFAULT_MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
 class Edge:
     """Validates, serialises and matches with one version of the subscription table."""
 
-    __slots__ = ("_known", "_registry", "max_payload_bytes", "table")
+    __slots__ = ("_known", "_registry", "max_payload_bytes", "offload", "table")
 
     def __init__(
-        self, table: MatchTable, registry: TypeRegistry, *, max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES
+        self,
+        table: MatchTable,
+        registry: TypeRegistry,
+        *,
+        max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        offload: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         """Start with a table; it is replaced by assigning `table`.
 
@@ -31,7 +39,9 @@ class Edge:
             table: Who listens to what.
             registry: Names of types.
             max_payload_bytes: Largest payload accepted, in bytes of JSON.
+            offload: Runs what may block, embedding for one, off the event loop.
         """
+        self.offload = offload
         self.table = table
         self._registry = registry
         self._known: dict[type[BaseModel], tuple[str, int]] = {}
@@ -79,6 +89,7 @@ class Edge:
         Raises:
             UnknownTypeError: The model's class is not registered.
             PayloadTooLargeError: The JSON is larger than the limit.
+            ModelError: A subscription compares meanings and the embedder failed; nothing was published.
         """
         name, version, payload = self._serialise(model)
         envelope = Envelope(
@@ -148,6 +159,68 @@ class Edge:
             posting, matches=matched.matches, signals=matched.signals, refusals=matched.refusals
         )
 
+    def warm(self, models: Iterable[tuple[BaseModel, str]]) -> Callable[[], None] | None:
+        """Look for texts that matching these models will compare and that nobody has embedded yet.
+
+        Args:
+            models: What is about to be posted, each with its producer.
+
+        Returns:
+            A function that embeds them, one batch per embedder, and blocks meanwhile; None: there is nothing to do.
+        """
+        if not self.table.compares:
+            return None
+        wanted: dict[int, tuple[Vectors, list[str]]] = {}
+        for model, produced_by in models:
+            name = self._known.get(type(model), (None,))[0] or self._name_of(type(model))
+            if name is None:
+                continue
+            for vectors, texts in self.table.texts(name, produced_by, model):
+                wanted.setdefault(id(vectors), (vectors, []))[1].extend(texts)
+        batches = [
+            (vectors, missing) for vectors, texts in wanted.values() if (missing := vectors.missing(texts))
+        ]
+        return (lambda: _embed(batches)) if batches else None
+
+    async def warmed(self, models: Iterable[tuple[BaseModel, str]]) -> None:
+        """Embed, off the event loop, what matching these models will compare.
+
+        Raises:
+            ModelError: The embedder failed.
+        """
+        embed = self.warm(models)
+        if embed is not None:
+            await self.offload(embed)
+
+    async def matched_again(self, postings: Sequence[Posting]) -> list[Posting]:
+        """Match again, with the table that is current now; off the event loop if that may block.
+
+        Raises:
+            ModelError: A subscription compares meanings and the embedder failed.
+        """
+        if not self.table.compares:
+            return [self.rematch(posting) for posting in postings]
+        again: list[Posting] = await self.offload(lambda: [self.rematch(posting) for posting in postings])
+        return again
+
+    async def explain(self, envelope: Envelope) -> dict[str, list[Check]]:
+        """Evaluate every condition on an artifact, as `MatchTable.explain`; off the event loop if that may block."""
+        if not self.table.compares:
+            return self.table.explain(envelope)
+        answers: dict[str, list[Check]] = await self.offload(self.table.explain, envelope)
+        return answers
+
+    def _name_of(self, cls: type[BaseModel]) -> str | None:
+        try:
+            return self._registry.name_for(cls)
+        except UnknownTypeError:
+            return None  # whoever posts it hears of that
+
     def decode(self, envelope: Envelope) -> Any:
         """Return the payload of an artifact as a model of its current version."""
         return self._registry.validate(envelope.type, envelope.version, envelope.payload)
+
+
+def _embed(batches: Sequence[tuple[Vectors, list[str]]]) -> None:
+    for vectors, texts in batches:
+        vectors.embed(texts)

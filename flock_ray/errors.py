@@ -4,23 +4,21 @@
 FlockError                     code, retryable, http_status are class data; survives pickling through Ray
 |- ConfigurationError          TypeRegistrationError  DuplicateAgentError (a ValueError)
 |                              AgentNotPicklableError  DeployConflictError
-|- ArtifactError               ArtifactNotFoundError  PayloadTooLargeError  DuplicateArtifactError
-|  |                           VersionConflictError
+|- ArtifactError     ArtifactNotFoundError  PayloadTooLargeError  DuplicateArtifactError  VersionConflictError
 |  `- ArtifactSchemaError      UnknownTypeError
 |- RoutingError                NoSubscriberError  LoopGuardError  UnknownAgentError (a KeyError)
 |- AgentError                  AgentTimeoutError (a TimeoutError)  AgentCrashedError
 |  |                           OutputContractError  NoEngineError
-|  |                           GuardBlockedError
+|  |                           ContextProviderError  BudgetExceededError
+|  |- GuardBlockedError        GuardUnavailableError
 |  `- ModelError               RateLimitError (retry_after_s)  ModelTimeoutError (a TimeoutError)
 |     |- ModelRequestError     ContextTooLongError  CassetteMissError
 |     `- ModelAnswerError      ModelRefusedError
 |- CapacityError               PoolSaturatedError  BackpressureError (all with retry_after_s)
-|- StoreError                  StoreUnavailableError  StaleEpochError  StoreCorruptError
-|                              LeaseLostError
+|- StoreError                  StoreUnavailableError  StaleEpochError  StoreCorruptError  LeaseLostError
 |- ApprovalError               ApprovalDeniedError  ApprovalExpiredError
 |- AccessError                 UnauthenticatedError  ForbiddenError
-|- BoardClosedError
-`- WaitTimeoutError            (a TimeoutError)
+`- BoardClosedError            WaitTimeoutError (a TimeoutError)
 ```
 
 A message says what happened and ends in what to do next; an error raised without one gets
@@ -45,9 +43,11 @@ __all__ = [
     "ArtifactSchemaError",
     "BackpressureError",
     "BoardClosedError",
+    "BudgetExceededError",
     "CapacityError",
     "CassetteMissError",
     "ConfigurationError",
+    "ContextProviderError",
     "ContextTooLongError",
     "DeployConflictError",
     "DuplicateAgentError",
@@ -55,6 +55,7 @@ __all__ = [
     "FlockError",
     "ForbiddenError",
     "GuardBlockedError",
+    "GuardUnavailableError",
     "LeaseLostError",
     "LoopGuardError",
     "ModelAnswerError",
@@ -336,6 +337,30 @@ class GuardBlockedError(AgentError):
 
     code = "guard_blocked"
     text = "A guard blocked the run. Look at the guard.flagged event for its reason."
+
+
+class GuardUnavailableError(GuardBlockedError):
+    """A guard could not look at the input or the output, so the run was blocked."""
+
+    code = "guard_unavailable"
+    retryable = True
+    http_status = 503
+    text = 'A guard did not answer. Run it again later, or let its config allow that: on_error="allow".'
+
+
+class BudgetExceededError(AgentError):
+    """A budget does not allow the run."""
+
+    code = "budget_exceeded"
+    http_status = 402
+    text = "The budget does not allow the run. Raise it, or wait until it is renewed."
+
+
+class ContextProviderError(AgentError):
+    """A context provider raised, or returned something that is no context; the agent did not run."""
+
+    code = "context_provider"
+    text = "The context provider failed, so the agent did not run. Correct the provider of with_context()."
 
 
 class CapacityError(FlockError):

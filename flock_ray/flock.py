@@ -15,7 +15,9 @@ from pydantic import BaseModel
 
 from flock_ray.agent import AgentBuilder
 from flock_ray.artifact import Artifact
+from flock_ray.components.orchestrator.declaring import ComponentDeclaring
 from flock_ray.config import RayConfig, load_ray_config, load_settings
+from flock_ray.context.choose import give_context
 from flock_ray.core.check import Finding, check
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.registry import TypeRegistry, type_registry
@@ -27,16 +29,22 @@ from flock_ray.errors import (
     DuplicateArtifactError,
     WaitTimeoutError,
 )
+from flock_ray.gateway.settings import planned
 from flock_ray.history import History
+from flock_ray.mcp.declaring import McpDeclaring, McpServer
 from flock_ray.opening import DEFAULT_BOARD, Opened, open_on_ray
 from flock_ray.persistence import persistence_from_url, persistence_of, retained
 from flock_ray.publishing import Publisher, item_key, new_workflow
 from flock_ray.reading import BoardReading
+from flock_ray.semantic.choose import chosen_embedder, give_embedder
 from flock_ray.store import BoardStore
 
 if TYPE_CHECKING:
     from flock_ray.board import Board
+    from flock_ray.context.request import ContextProvider
     from flock_ray.core.visibility import Visibility
+    from flock_ray.gateway.settings import CassetteMode, GatewayPlan, ModelSettings
+    from flock_ray.model import Embedder
     from flock_ray.ports import Persistence
     from flock_ray.stores import InMemoryBlackboardStore
 
@@ -45,7 +53,7 @@ __all__ = ["Flock"]
 _workflow: ContextVar[str | None] = ContextVar("flock_workflow", default=None)
 
 
-class Flock(BoardReading):
+class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
     """A blackboard and the agents around it.
 
     Nothing starts before the first `publish`, `run` or `invoke`: then Ray is joined or started, the
@@ -72,6 +80,11 @@ class Flock(BoardReading):
         replace_agents: bool | None = None,
         history: str | Path | None = None,
         no_output: bool = False,
+        embedder: Embedder | str | None = None,
+        context_provider: ContextProvider | None = None,
+        models: Mapping[str, ModelSettings] | GatewayPlan | None = None,
+        cassette: str | Path | None = None,
+        cassette_mode: CassetteMode | None = None,
         registry: TypeRegistry = type_registry,
     ) -> None:
         """Declare a flock; every parameter also comes from `FLOCK_<NAME>` in the environment.
@@ -94,7 +107,15 @@ class Flock(BoardReading):
             publish_timeout: How long `publish` waits on a full board; None is 30 s.
             replace_agents: Whether agents of other drivers with the same name may be replaced.
             history: File to which every acknowledged artifact's id is appended, for `flock verify`; None: no file.
-            no_output: Don't say at start-up what kind of board it is.
+            no_output: Don't say at start-up what kind of board it is, and show nothing in `print_stream()`.
+            embedder: Compares meanings for `semantic_match`: `OnnxEmbedder`, `OpenAIEmbedder`, an object of your
+                own, or text such as "onnx:/path/to/model"; None: `FLOCK_EMBEDDER`, and without it there is none.
+            context_provider: What agents without a provider of their own see of the board; None: nothing, unless an
+                engine has `enable_context`.
+            models: Keys, addresses, limits and prices by model: `{"openai/*": ModelSettings(...)}`; a `GatewayPlan`
+                says more. None: keys come from the environment, limits from the providers.
+            cassette: Folder of recorded answers; None: `FLOCK_CASSETTE`, and without it none.
+            cassette_mode: record, replay, auto (what is missing is recorded) or off; None: `FLOCK_CASSETTE_MODE`.
             registry: Artifact types; None but in tests.
 
         Raises:
@@ -105,6 +126,7 @@ class Flock(BoardReading):
             max_agent_iterations=max_agent_iterations, max_payload_bytes=max_payload_bytes,
             max_artifacts=max_artifacts, max_open=max_open, max_workers=max_workers,
             publish_timeout=publish_timeout, replace_agents=replace_agents,
+            cassette=None if cassette is None else str(cassette), cassette_mode=cassette_mode,
         )  # fmt: skip
         if self._settings.detached and self._settings.namespace is None:
             raise ConfigurationError('A detached board needs a name to be found by: Flock(namespace="...").')
@@ -119,6 +141,9 @@ class Flock(BoardReading):
             self.persistence = retained(self.persistence)
         self._board_name = self._settings.namespace or DEFAULT_BOARD
         self.model = self._settings.model
+        self._gateway_plan = planned(models, self._settings.cassette, self._settings.cassette_mode)
+        self.embedder = chosen_embedder(embedder, self._settings.embedder)
+        """Compares meanings; None: there is no embedder."""
         self.max_agent_iterations = self._settings.max_agent_iterations
         self.no_output = no_output
         self._history = (
@@ -126,7 +151,14 @@ class Flock(BoardReading):
         )
         self._ray = ray or load_ray_config()
         self._registry = registry
+        self.context_provider = context_provider
+        """What agents without a provider of their own see of the board; None: nothing."""
+        if context_provider is not None:
+            from flock_ray.context.request import checked_provider
+
+            checked_provider(context_provider, "Flock(context_provider=)")
         self._builders: dict[str, AgentBuilder] = {}
+        self._mcp_servers: dict[str, McpServer] = {}
         self._changes = 0
         self._deployed: int | None = None
         """Value of `_changes` that is on the board; None before the first deploy."""
@@ -168,11 +200,15 @@ class Flock(BoardReading):
         self._changes += 1
 
     def _definitions(self) -> list[AgentDefinition]:
-        definitions = [builder.definition_checked() for builder in self._builders.values()]
+        definitions = [self._with_mcp_servers(b.definition_checked()) for b in self._builders.values()]
         for definition in definitions:
             if definition.max_iterations is None:
                 definition.max_iterations = self.max_agent_iterations
-        return definitions
+            if definition.function is None:
+                definition.model = definition.model or self.model
+            give_embedder(definition, self.embedder)
+            give_context(definition, self.context_provider, has_embedder=self.embedder is not None)
+        return self._with_gate(definitions)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -188,13 +224,15 @@ class Flock(BoardReading):
 
     async def _open(self) -> Opened:
         return await open_on_ray(
-            self._settings, self._ray, self._registry, persistence=self.persistence, no_output=self.no_output
-        )
+            self._settings, self._ray, self._registry, persistence=self.persistence, no_output=self.no_output,
+            models=self._gateway_plan,
+        )  # fmt: skip
 
     async def _ready(self) -> Opened:
         if self._closed:
             raise BoardClosedError("This Flock was shut down. Create a new one to go on.")
         if self._opened is not None and self._deployed == self._changes:
+            await self._initialize_components()
             return self._opened
         if self._opening is None:
             self._opening = asyncio.Lock()
@@ -206,6 +244,7 @@ class Flock(BoardReading):
                 changes, definitions = self._changes, self._definitions()
                 await self._opened.board.deploy(definitions, replace=self._settings.replace_agents)
                 self._deployed = changes
+        await self._initialize_components()
         return self._opened
 
     async def _ready_board(self) -> Board:
@@ -222,6 +261,7 @@ class Flock(BoardReading):
         """
         if self._closed:
             return
+        await self._shutting_down()
         opened = self._opened
         if end_board and opened is None:
             opened = await self._ready()
@@ -282,15 +322,16 @@ class Flock(BoardReading):
             PayloadTooLargeError: It is larger than `max_payload_bytes`.
             DuplicateArtifactError: Another artifact has its id.
             BackpressureError: The board stayed full; retryable.
+            ModelError: An agent listens by meaning and the embedder failed: nothing was published. See `retryable`.
             BoardClosedError: It was shut down.
         """
         board = (await self._ready()).board
-        publisher = self._publisher(board)
-        posting = publisher.posting(
-            obj, visibility=visibility, correlation_id=correlation_id or _workflow.get(), partition_key=partition_key,
-            tags=tags, idempotency_key=idempotency_key, priority=priority, delay=delay,
-        )  # fmt: skip
-        return (await self._put(board, [posting]))[0]
+        options = {
+            "visibility": visibility, "correlation_id": correlation_id or _workflow.get(), "tags": tags,
+            "partition_key": partition_key, "idempotency_key": idempotency_key, "priority": priority, "delay": delay,
+        }  # fmt: skip
+        postings = await self._publisher(board).postings([obj], [options])
+        return (await self._put(board, postings))[0]
 
     async def publish_many(
         self,
@@ -307,12 +348,9 @@ class Flock(BoardReading):
         """
         board = (await self._ready()).board
         workflow = correlation_id or _workflow.get() or new_workflow(idempotency_key)
-        post = self._publisher(board).posting
-        postings = [
-            post(obj, correlation_id=workflow, idempotency_key=item_key(idempotency_key, position), **options)
-            for position, obj in enumerate(objects)
-        ]
-        return await self._put(board, postings)
+        objects, common = list(objects), {"correlation_id": workflow, **options}
+        each = [{**common, "idempotency_key": item_key(idempotency_key, i)} for i in range(len(objects))]
+        return await self._put(board, await self._publisher(board).postings(objects, each))
 
     def _publisher(self, board: Board) -> Publisher:
         return Publisher(board.edge, self._registry, board.clock)
@@ -387,8 +425,8 @@ class Flock(BoardReading):
         from flock_ray.direct import directed
 
         board = (await self._ready()).board
-        publisher = self._publisher(board)
-        postings = [publisher.posting(obj, correlation_id=workflow) for obj in inputs]
+        options = [{"correlation_id": workflow}] * len(inputs)
+        postings = await self._publisher(board).postings(inputs, options)
         await self._put(board, [directed(posting, agent.definition, self._registry) for posting in postings])
         await board.wait_idle(timeout_s=None, workflow=workflow)
 
@@ -430,4 +468,5 @@ class Flock(BoardReading):
             published: Types that come from outside; those published so far are known.
         """
         outside = {self._registry.ensure(cls).name for cls in published} | self._published_types
-        return check([b.definition for b in self._builders.values()], self._registry, outside)
+        declared = [b.definition for b in self._builders.values()]
+        return check(declared, self._registry, outside, has_embedder=self.embedder is not None)

@@ -16,6 +16,7 @@ from flock_ray.deployment import CloudpickleCodec
 if TYPE_CHECKING:
     from flock_ray.config import FlockSettings, RayConfig
     from flock_ray.core.registry import TypeRegistry
+    from flock_ray.gateway.settings import GatewayPlan
     from flock_ray.ports import Persistence
 
 logger = logging.getLogger("flock_ray")
@@ -44,6 +45,7 @@ async def open_on_ray(
     *,
     persistence: Persistence | None = None,
     no_output: bool = False,
+    models: GatewayPlan | None = None,
 ) -> Opened:
     """Join or start Ray, join or create the board, and say what it keeps unless `no_output`."""
     import asyncio
@@ -56,6 +58,7 @@ async def open_on_ray(
     from flock_ray.actors.limits import ShardSettings
     from flock_ray.actors.pools import RouterSettings
     from flock_ray.actors.processes import BoardPlan
+    from flock_ray.gateway.settings import GatewayPlan
 
     private = f"default-{uuid.uuid4().hex[:12]}"
     namespace = settings.namespace or (private if persistence is None else DEFAULT_BOARD)
@@ -77,6 +80,8 @@ async def open_on_ray(
         ),
         max_payload_bytes=settings.max_payload_bytes,
         persistence=persistence,
+        models=models or GatewayPlan(),
+        default_model=settings.model,
     )
     opened = await open_board(plan)
     board = Board(

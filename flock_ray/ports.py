@@ -132,6 +132,19 @@ class ArtifactIndex(Protocol):
         """Return artifacts that the query selects by (creation time, id); a limit of 0 is all of them."""
         ...
 
+    async def newest(
+        self, query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None = None
+    ) -> list[tuple[int, Envelope]]:
+        """Return artifacts that the query selects by (creation time, id), the newest first.
+
+        Args:
+            query: Which ones.
+            limit: At most so many, from 1.
+            before: Only those whose (creation time, id) is below this; None: all. The last one of a page leads
+                to the next page.
+        """
+        ...
+
     async def count(self, query: ArtifactQuery) -> int:
         """Return how many artifacts the query selects."""
         ...
@@ -256,6 +269,10 @@ class ShardLink(Protocol):
 
     def install(self, table: bytes, agents: dict[str, bytes]) -> Awaitable[int]:
         """Bring a version of the subscription table; answers with the version in force."""
+        ...
+
+    def take_texts(self, blob: bytes) -> Awaitable[None]:
+        """Take a TextBatch: what runs say while they go on."""
         ...
 
     def table(self) -> Awaitable[tuple[int, dict[str, bytes]]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,11 +17,14 @@ from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.visibility import PublicVisibility, Visibility
 from flock_ray.core.wire import FRESH_ID, FRESH_WORKFLOW, Posting
 from flock_ray.edge import Edge
-from flock_ray.errors import ArtifactSchemaError, ConfigurationError
+from flock_ray.errors import ArtifactSchemaError, ConfigurationError, FlockError
 from flock_ray.ports import Clock
 
 EXTERNAL = "external"
 """`produced_by` of what comes from outside."""
+
+WARM_AT_ONCE = 1000
+"""Objects whose texts are embedded at once: their vectors must still be remembered when they are matched."""
 
 
 class Publisher:
@@ -33,6 +37,46 @@ class Publisher:
         self._edge = edge
         self._registry = registry
         self._clock = clock
+
+    async def postings(self, objects: Sequence[Any], options: Sequence[Mapping[str, Any]]) -> list[Posting]:
+        """Return artifacts with their matches; what those compare by meaning is embedded in batches before.
+
+        Args:
+            objects: What `posting` takes.
+            options: The options of each for `posting`.
+
+        Raises:
+            ModelError: The embedder failed; `retryable` says whether to publish again. Nothing was published.
+        """
+        if not self._edge.table.compares:
+            return [self.posting(obj, **given) for obj, given in zip(objects, options, strict=True)]
+        made: list[Posting] = []
+        first = self._edge.table
+        for start in range(0, len(objects), WARM_AT_ONCE):
+            part = slice(start, start + WARM_AT_ONCE)
+            await self._edge.warmed(self._models(objects[part]))
+            made += [
+                self.posting(obj, **given) for obj, given in zip(objects[part], options[part], strict=True)
+            ]
+        while self._edge.table is not first:
+            # Another publisher has learned of a deploy meanwhile: all of it must be matched by one table.
+            first = self._edge.table
+            made = await self._edge.matched_again(made)
+        return made
+
+    def _models(self, objects: Sequence[Any]) -> list[tuple[BaseModel, str]]:
+        """Return models and producers of what can be published; `posting` says what is wrong with the rest."""
+        found: list[tuple[BaseModel, str]] = []
+        for obj in objects:
+            with contextlib.suppress(FlockError):
+                if isinstance(obj, Artifact):
+                    model = self._load(obj.type, obj.envelope.payload, obj.version)
+                    found.append((model, obj.produced_by or EXTERNAL))
+                elif isinstance(obj, Mapping):
+                    found.append((self._from_dict(obj), EXTERNAL))
+                elif isinstance(obj, BaseModel):
+                    found.append((obj, EXTERNAL))
+        return found
 
     def posting(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import AsyncIterator, Iterable
-from datetime import timedelta
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -14,7 +15,9 @@ from flock_ray.asking import Why, WorkflowStatus, explain, workflow_id, workflow
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.erasing import erase, selection
 from flock_ray.errors import ConfigurationError, WaitTimeoutError
-from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream, event_stream
+from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream
+from flock_ray.token_streams import StreamPiece, all_events, ends_of_texts, text_query, text_stream
+from flock_ray.usage import ModelUsage, read_usage
 from flock_ray.waiting import seconds, wait_until
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from flock_ray.board import Board
     from flock_ray.core.conditions import Condition
     from flock_ray.ports import Persistence
+    from flock_ray.sinks import SinkFactory
+    from flock_ray.terminal import Terminal
 
 __all__ = ["BoardReading"]
 
@@ -32,6 +37,7 @@ class BoardReading:
 
     _registry: TypeRegistry
     _board_name: str
+    no_output: bool
     persistence: Persistence | None
 
     async def _ready_board(self) -> Board:
@@ -63,6 +69,10 @@ class BoardReading:
             raise WaitTimeoutError(
                 f"The board was still busy after {seconds(timeout):g} s. Its work goes on."
             )
+        await self._fell_idle()
+
+    async def _fell_idle(self) -> None:
+        """Take notice that the board is idle; `Flock` tells its components."""
 
     async def run_until(
         self, condition: Condition | Any, *, timeout: float | timedelta | None = None
@@ -94,9 +104,15 @@ class BoardReading:
             )
         return await self.workflow_status(correlation_id)
 
-    async def flush_batches(self) -> int:
-        """Run partial batches now; returns how many."""
-        return sum(await (await self._ready_board()).each("flush_batches"))
+    async def flush_batches(self, workflow: Artifact | str | None = None) -> int:
+        """Run partial batches now; returns how many.
+
+        Args:
+            workflow: A correlation id, or an artifact of the workflow: only batches whose inputs are all of it;
+                None: every batch.
+        """
+        only = () if workflow is None else (workflow_id(workflow),)
+        return sum(await (await self._ready_board()).each("flush_batches", *only))
 
     async def cancel(self, workflow: Artifact | str | None) -> int:
         """Cancel a workflow: what is open is stopped, what arrives later is not matched.
@@ -186,18 +202,90 @@ class BoardReading:
     ) -> AsyncIterator[EventView]:
         """Yield what happens on the board, for ever: refusals, expiries, failures, lost workers and the rest.
 
-        A reader that is slower than the log gets an event of kind `gap`.
+        A reader that is slower than the log gets an event of kind `gap`. What runs stream (`stream.token`, ...) comes
+        only when `kinds` asks for it; `stream_tokens` is the same in a form that is easier to use.
 
         Args:
-            kinds: Only these (`activation.failed`) or their families (`activation`); none for all.
+            kinds: Only these (`activation.failed`) or their families (`activation`); none for all but `stream`.
             correlation_id: Only this workflow; None for all.
             after: Where an earlier reader was; None starts with the oldest event kept.
         """
         board = await self._ready_board()
-        async for event in event_stream(
-            board, kinds, correlation_id, after if after is not None else Cursor()
-        ):
+        async for event in all_events(board, kinds, correlation_id, after if after is not None else Cursor()):
             yield event
+
+    async def stream_tokens(
+        self,
+        workflow: Artifact | str | None = None,
+        *,
+        agent: AgentBuilder | str | None = None,
+        after: Cursor | None = None,
+        only_new: bool = False,
+    ) -> AsyncIterator[StreamPiece]:
+        """Yield what runs say while they go on, for ever; the pieces of one attempt come in order.
+
+        Soft state: each shard keeps the newest 8 MiB in memory, and a kept cursor goes on behind the last piece
+        handed over. What is missing, since reader or shard was too slow or a shard came back, is a `gap`.
+
+        Args:
+            workflow: A correlation id, or an artifact of the workflow; None for all.
+            agent: A builder, or its name; None for all.
+            after: Where an earlier reader was; None starts with the oldest piece kept.
+            only_new: Start with what is said from now on; `after` is set to now.
+        """
+        board = await self._ready_board()
+        cursor = after if after is not None else Cursor()
+        if only_new:
+            cursor.texts.update((await ends_of_texts(board)).texts)
+        async for piece in text_stream(board, text_query(workflow, agent), cursor):
+            yield piece
+
+    async def stream_into(
+        self,
+        make_sink: SinkFactory,
+        workflow: Artifact | str | None = None,
+        *,
+        agent: AgentBuilder | str | None = None,
+        after: Cursor | None = None,
+    ) -> None:
+        """Give what runs say to sinks, until cancelled.
+
+        Args:
+            make_sink: Makes a `StreamSink` for each attempt of each run.
+            workflow: A correlation id, or an artifact of the workflow; None for all.
+            agent: A builder, or its name; None for all.
+            after: Where an earlier reader was; None starts with the oldest piece kept.
+        """
+        from flock_ray.following import feed
+
+        cursor = after if after is not None else Cursor()
+        await feed(await self._ready_board(), text_query(workflow, agent), make_sink, cursor)
+
+    @asynccontextmanager
+    async def print_stream(
+        self,
+        workflow: Artifact | str | None = None,
+        *,
+        agent: AgentBuilder | str | None = None,
+        terminal: Terminal | None = None,
+    ) -> AsyncIterator[None]:
+        """Show on the terminal what runs say during a block: all agents at once, plain lines if it is no terminal.
+
+        With `Flock(no_output=True)` nothing is shown.
+
+        Args:
+            workflow: A correlation id, or an artifact of the workflow; None for all.
+            agent: A builder, or its name; None for all.
+            terminal: Where to; None: standard output.
+        """
+        from flock_ray.following import printed
+        from flock_ray.terminal import Terminal
+
+        if self.no_output:
+            yield
+            return
+        async with printed(await self._ready_board(), text_query(workflow, agent), terminal or Terminal()):
+            yield
 
     async def workflow_status(self, workflow: Artifact | str | None) -> WorkflowStatus:
         """Return what a workflow, named by correlation id or by one of its artifacts, does and waits for."""
@@ -210,6 +298,34 @@ class BoardReading:
     async def why(self, subject: Artifact | uuid.UUID | AgentBuilder | str) -> Why:
         """Explain where an artifact went, or what an agent waits for: each subscription, each condition."""
         return await explain(await self._ready_board(), subject)
+
+    async def usage(
+        self,
+        *,
+        workflow: Artifact | str | None = None,
+        agent: str | None = None,
+        model: str | None = None,
+        tenant: str | None = None,
+        since: datetime | timedelta | None = None,
+    ) -> list[ModelUsage]:
+        """Return calls, tokens and cost of language models, by agent, model and source.
+
+        Failed calls count, too; so do those of failed attempts. An attempt that ends with the death of its worker
+        is not seen, nor one that comes too late.
+
+        Args:
+            workflow: Of this workflow only; None: of all, also of workflows that are gone.
+            agent: Of this agent only.
+            model: To this model only.
+            tenant: Of this tenant only.
+            since: From this time (or so long ago) on, to the full hour; not with `workflow`.
+
+        Raises:
+            ConfigurationError: Both `workflow` and `since` are given.
+        """
+        only = None if workflow is None else workflow_id(workflow)
+        board = await self._ready_board()
+        return await read_usage(board, workflow=only, agent=agent, model=model, tenant=tenant, since=since)
 
     async def pools(self) -> dict[str, dict[str, Any]]:
         """Return workers and demand by pool; the pool of light agents is `shared`."""

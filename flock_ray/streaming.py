@@ -24,6 +24,8 @@ class Cursor:
     """Where a reader is, per shard. Pass one to a stream and keep it: it moves along with the reading."""
 
     positions: dict[int, int] = field(default_factory=dict)
+    texts: dict[int, int] = field(default_factory=dict)
+    """The same of what runs stream, which a shard keeps apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class EventView:
     seq: int
     traceback: str = ""
     """Of `activation.failed`, if user code raised; at most 8 KiB."""
+    attempt: int = 0
+    """Of `stream.*`: which attempt of the run speaks, from 1; else 0."""
 
 
 async def artifact_stream(

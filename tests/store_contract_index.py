@@ -130,11 +130,28 @@ class IndexContract(StoreFixtures):
         for limit, offset in ((1, 0), (3, 2), (0, 4), (5, 1000), (1000, 0), (1, len(expected))):
             assert paged[offset : offset + limit if limit else None] == await store.page(query, limit, offset)
 
+    @pytest.mark.parametrize("name", QUERIES)
+    async def test_the_newest_come_first_in_pages_of_any_size(self, new_store: NewStore, name: str) -> None:
+        query, artifacts = QUERIES[name], assortment()
+        store = await filled(new_store, artifacts)
+        selected = [entry for entry in enumerate(artifacts, 1) if query.selects(entry[1])]
+        newest = sorted(selected, key=by_creation, reverse=True)
+
+        assert newest == await store.newest(query, 1000)
+        assert newest[:4] == await store.newest(query, 4)
+        for size in (1, 7, 64):
+            pages: list[tuple[int, Envelope]] = []
+            while page := await store.newest(query, size, by_creation(pages[-1]) if pages else None):
+                assert len(page) <= size
+                pages += page
+            assert newest == pages
+
     async def test_empty_store_has_an_answer_to_everything(self, new_store: NewStore) -> None:
         store = await acquired(new_store)
 
         assert [] == await store.read(EVERYTHING, 0, 10)
         assert [] == await store.page(EVERYTHING, 0, 0)
+        assert [] == await store.newest(EVERYTHING, 10)
         assert 0 == await store.count(EVERYTHING)
         assert Summary() == await store.summarize(EVERYTHING)
         assert [] == await store.activations("wf-1", 10)

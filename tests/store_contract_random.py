@@ -148,6 +148,8 @@ class Twins:
         after, limit, offset = rng.randrange(20), rng.randrange(1, 6), rng.randrange(6)
         assert await model.read(query, after, limit) == await store.read(query, after, limit)
         assert await model.page(query, limit, offset) == await store.page(query, limit, offset)
+        before = rng.choice((None, (rng.randrange(8), key(rng.randrange(20)))))
+        assert await model.newest(query, limit, before) == await store.newest(query, limit, before)
         assert await model.count(query) == await store.count(query)
         assert await model.summarize(query) == await store.summarize(query)
         assert await model.recent_ids(limit) == await store.recent_ids(limit)

@@ -75,7 +75,7 @@ def build(flock: Flock, *, file_count: int, timeout: timedelta) -> None:
     )
     (
         flock.agent("summariser")
-        .description("rule-based; no model configured")
+        .description("counts and ranks, by rules")
         .consumes(FileReview, batch=BatchSpec(size=file_count, timeout=timeout))
         .publishes(TreeReport)
         .runs(summarise)

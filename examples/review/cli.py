@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.text import Text
 
 from examples.review.agents import FILES_PER_REQUEST, build
+from examples.review.editor import declare_editor, edited, who_sums_up
 from examples.review.measure import RunFacts, Tracker, percentile
 from examples.review.progress import View, choose_view
 from examples.review.report import text_report, timing_line, write_reports
 from examples.review.tree import DEFAULT_GLOBS, Listing, encode_path, list_tree
-from examples.review.types import RULE_BASED, ReviewRequest, TreeReport
+from examples.review.types import ReviewRequest, TreeReport
 from flock_ray import Flock, FlockError, Gap, Until
 
 EXIT_FAILED = 1
@@ -98,12 +99,12 @@ def _complain(console: Console, message: str, code: int) -> int:
 
 async def _review(options: argparse.Namespace, listing: Listing, console: Console) -> Result:
     total = len(listing.paths)
+    flock = Flock(shards=options.shards)
     if not options.quiet:
         console.print(Text(f"Reviewing {encode_path(str(listing.root))}: {total:,} files", style="bold"))
-        console.print(Text(f"Summary: {RULE_BASED}. Starting the flock...", style="dim"))
+        console.print(Text(f"Summary: {who_sums_up(flock)}. Starting the flock...", style="dim"))
     tracker = Tracker(total)
     started_at, begin = datetime.now(UTC), time.monotonic()
-    flock = Flock(shards=options.shards)
     try:
         with choose_view(console, total=total, quiet=options.quiet) as view:
             run = _Run(flock, listing, tracker, view, timedelta(seconds=options.timeout))
@@ -142,6 +143,7 @@ class _Run:
     async def to_the_end(self) -> TreeReport | None:
         """Publish the requests and wait for the report; None if it never came."""
         build(self.flock, file_count=len(self.listing.paths), timeout=self.timeout)
+        declare_editor(self.flock)
         await self.flock.start()
         self.working_since = self._news_at = time.monotonic()
         watching = asyncio.create_task(self._watch())
@@ -158,7 +160,7 @@ class _Run:
         finally:
             await _stop(watching)
         reports = await self.flock.store.get_by_type(TreeReport, correlation_id=self.workflow)
-        return reports[-1] if reports else None
+        return await edited(self.flock, reports[-1], self.workflow) if reports else None
 
     async def _watch(self) -> None:
         """Follow the workflow from its first artifact to the tree report."""

@@ -1,8 +1,7 @@
 """Join the reports on a file, and sum up all files into one report, by rules alone.
 
-The summariser is a stand-in that says so in `TreeReport.summariser`: where a model is
-configured an LLM agent with the same input and output types can take its place. It adds
-up, ranks and quotes; it states nothing that is not counted from the reports.
+It adds up, ranks and quotes; it states nothing that is not counted from the reports. Where a model
+is configured, `editor` rewrites the headline and the advice, and `TreeReport.summariser` says so.
 """
 
 from __future__ import annotations

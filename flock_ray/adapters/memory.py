@@ -146,6 +146,17 @@ class MemoryStore:
         found = sorted(self._select(query), key=lambda entry: (entry[1].created_us, entry[1].id))
         return found[offset : offset + limit if limit else None]
 
+    async def newest(
+        self, query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None = None
+    ) -> list[tuple[int, Envelope]]:
+        """Return artifacts by (creation, id), the newest first."""
+        found = sorted(
+            self._select(query), key=lambda entry: (entry[1].created_us, entry[1].id), reverse=True
+        )
+        return [entry for entry in found if before is None or (entry[1].created_us, entry[1].id) < before][
+            :limit
+        ]
+
     async def count(self, query: ArtifactQuery) -> int:
         """Count artifacts."""
         return sum(1 for _ in self._select(query))

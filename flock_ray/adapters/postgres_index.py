@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 
 from flock_ray.adapters import postgres_sql as sql
 from flock_ray.adapters.postgres_journal import PostgresJournal
-from flock_ray.adapters.postgres_queries import count_query, page_query, read_query, summary_queries
+from flock_ray.adapters.postgres_queries import (
+    count_query,
+    newest_query,
+    page_query,
+    read_query,
+    summary_queries,
+)
 from flock_ray.adapters.postgres_rows import (
     body_crc,
     column_key,
@@ -82,6 +88,13 @@ class PostgresStore(PostgresJournal):
                 break
             behind = (entries[-1][1].created_us, entries[-1][1].id)
         return found
+
+    async def newest(
+        self, query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None = None
+    ) -> list[tuple[int, Envelope]]:
+        """Return artifacts that the query selects by (creation time, id), the newest first."""
+        statement, values = newest_query(query, limit, before)
+        return self._artifacts(await self._fetch(statement, *values))
 
     async def count(self, query: ArtifactQuery) -> int:
         """Return how many artifacts the query selects."""

@@ -101,6 +101,20 @@ def page_query(
     ), statement.values
 
 
+def newest_query(
+    query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None
+) -> tuple[str, list[object]]:
+    """Return statement and values for artifacts by (creation time, id) downward, all or those below one."""
+    statement = _Statement(query)
+    source = "t" if statement.tagged else "a"
+    more: list[str] = []
+    if before is not None:
+        created_us, id_ = (statement.bind(value) for value in before)
+        more = [f"({source}.created_us, {source}.id) < ({created_us}::bigint, {id_}::bytea)"]
+    order = f"{source}.created_us DESC, {source}.id DESC"
+    return statement.ordered(_COLUMNS, order, more, limit), statement.values
+
+
 def count_query(query: ArtifactQuery) -> tuple[str, list[object]]:
     """Return statement and values for the number of artifacts."""
     statement = _Statement(query)

@@ -123,6 +123,13 @@ class RedisIndex:
         wanted = offset + limit if limit else None
         return await self._filled((await self._collect(walk, query, wanted))[offset:])
 
+    async def newest(
+        self, query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None = None
+    ) -> list[Entry]:
+        """Return the newest artifacts first; see `ArtifactIndex`."""
+        walk = self._by_time(await self._plan(query), query, before=before, reverse=True)
+        return await self._filled(await self._collect(walk, query, limit))
+
     async def count(self, query: ArtifactQuery) -> int:
         """Count artifacts; see `ArtifactIndex`."""
         plan = await self._plan(query)
@@ -253,10 +260,19 @@ class RedisIndex:
         sizes = dict(zip(names, replies, strict=True))
         return _Plan(tuple(min(choices, key=lambda choice: sum(sizes[name] for name in choice))), False)
 
-    def _by_time(self, plan: _Plan, query: ArtifactQuery) -> Walk:
+    def _by_time(
+        self,
+        plan: _Plan,
+        query: ArtifactQuery,
+        *,
+        before: tuple[int, bytes] | None = None,
+        reverse: bool = False,
+    ) -> Walk:
         start = TIME if query.start_us is None else member(TIME, query.start_us)
         end = _above(TIME) if query.end_us is None else member(TIME, query.end_us + 1)
-        return Walk(self._line, self._indexes(plan), start, end)
+        if before is not None:
+            end = min(end, member(TIME, *before))
+        return Walk(self._line, self._indexes(plan), start, end, reverse=reverse)
 
     def _indexes(self, plan: _Plan) -> list[bytes]:
         return [self._keys.index(name) for name in plan.dimensions]

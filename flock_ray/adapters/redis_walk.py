@@ -17,12 +17,17 @@ class Walk:
     It goes on behind the last member taken, so what is added or removed meanwhile neither repeats nor hides others.
     """
 
-    def __init__(self, line: RedisLink, indexes: Sequence[bytes], start: bytes, end: bytes) -> None:
-        """Say where it begins (inclusive) and ends (exclusive)."""
+    def __init__(
+        self, line: RedisLink, indexes: Sequence[bytes], start: bytes, end: bytes, *, reverse: bool = False
+    ) -> None:
+        """Say where it begins (inclusive) and ends (exclusive); in reverse it comes from the end."""
         self._line = line
-        self._starts = dict.fromkeys(indexes, b"[" + start)
+        first, last = (b"(" + end, b"[" + start) if reverse else (b"[" + start, b"(" + end)
+        self._starts = dict.fromkeys(indexes, first)
         self._buffers: dict[bytes, list[bytes]] = {index: [] for index in indexes}
-        self._end = b"(" + end
+        self._end = last
+        self._order = ("BYLEX", "REV") if reverse else ("BYLEX",)
+        self._reverse = reverse
         self._skip = 0
 
     async def size(self) -> int:
@@ -48,18 +53,21 @@ class Walk:
             if not self._buffers:
                 break
             # Behind the last member of a buffer others of its set may come before those of the rest.
-            known = min(
-                (buffer[-1] for index, buffer in self._buffers.items() if index in self._starts), default=None
-            )
-            ready = (member for member in merge(*self._buffers.values()) if known is None or member <= known)
+            ends = [buffer[-1] for index, buffer in self._buffers.items() if index in self._starts]
+            known = (max if self._reverse else min)(ends, default=None)
+            merged = merge(*self._buffers.values(), reverse=self._reverse)
+            ready = (member for member in merged if known is None or not self._behind(member, known))
             some = list(islice(ready, count - len(taken)))
             taken += some
             self._forget(some[-1])
         return taken
 
+    def _behind(self, member: bytes, other: bytes) -> bool:
+        return member < other if self._reverse else member > other
+
     def _forget(self, last: bytes) -> None:
         for index, buffer in list(self._buffers.items()):
-            left = [member for member in buffer if member > last]
+            left = [member for member in buffer if self._behind(member, last)]
             if left or index in self._starts:
                 self._buffers[index] = left
             else:
@@ -72,7 +80,7 @@ class Walk:
             return
         replies = await self._line.read(
             *(
-                ("ZRANGE", index, self._starts[index], self._end, "BYLEX", "LIMIT", self._skip, count)
+                ("ZRANGE", index, self._starts[index], self._end, *self._order, "LIMIT", self._skip, count)
                 for index in empty
             )
         )

@@ -181,6 +181,12 @@ class SQLiteStore:
         """Return artifacts by (creation time, id)."""
         return await self._searches.run(lambda c: self._questions.page(c, query, limit, offset))
 
+    async def newest(
+        self, query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None = None
+    ) -> list[tuple[int, Envelope]]:
+        """Return artifacts by (creation time, id), the newest first."""
+        return await self._searches.run(lambda c: self._questions.newest(c, query, limit, before))
+
     async def count(self, query: ArtifactQuery) -> int:
         """Count artifacts."""
         return await self._searches.run(lambda c: self._questions.count(c, query))

@@ -26,13 +26,17 @@ from flock_ray.adapters.sqlite_schema import OF_WORKFLOW, RUN_OF_INPUT, RUN_OF_W
 from flock_ray.core.rows import ActivationRow, ArtifactQuery, Summary, WorkflowRow
 from flock_ray.core.wire import Envelope
 
-Order = Literal["seq", "time"]
+Order = Literal["seq", "time", "newest"]
 
 MAX_WALKS = 64
 """More kinds than this are not merged: one walk over everything leaves out what does not fit."""
 
 _BY_SEQ = "SELECT seq, meta, payload, crc FROM artifacts WHERE seq = ?"
-_ORDER = {"seq": ("w.seq", "w.seq"), "time": ("w.created_us, w.id, w.seq", "w.created_us, w.id")}
+_ORDER = {
+    "seq": ("w.seq", "w.seq"),
+    "time": ("w.created_us, w.id, w.seq", "w.created_us, w.id"),
+    "newest": ("w.created_us, w.id, w.seq", "w.created_us DESC, w.id DESC"),
+}
 
 
 @dataclass
@@ -148,6 +152,21 @@ class Questions:
             found = self._walks(connection, query, "time")
             return self._ordered(connection, found, "time", offset, offset + limit if limit else -1)
 
+    def newest(
+        self,
+        connection: sqlite3.Connection,
+        query: ArtifactQuery,
+        limit: int,
+        before: tuple[int, bytes] | None,
+    ) -> list[tuple[int, Envelope]]:
+        """Return artifacts by creation, the newest first."""
+        with transaction(connection, write=False):
+            found = self._walks(connection, query, "newest")
+            if before is not None:
+                for walk in found:
+                    walk.where("(w.created_us, w.id) < (?, ?)", *before)
+            return self._ordered(connection, found, "newest", 0, limit)
+
     def _ordered(
         self, connection: sqlite3.Connection, found: list[Walk], order: Order, start: int, stop: int
     ) -> list[tuple[int, Envelope]]:
@@ -158,7 +177,8 @@ class Questions:
             for walk in found:
                 statement, params = walk.select(columns, f"ORDER BY {by} LIMIT ?")
                 cursors.append(stack.enter_context(closing(connection.execute(statement, [*params, stop]))))
-            seqs = [row[-1] for row in islice(merge(*cursors), start, None if stop < 0 else stop)]
+            merged = merge(*cursors, reverse=order == "newest")
+            seqs = [row[-1] for row in islice(merged, start, None if stop < 0 else stop)]
         rows = (connection.execute(_BY_SEQ, (seq,)).fetchone() for seq in seqs)
         return [(row[0], decode_artifact(self._file, *row)) for row in rows]
 

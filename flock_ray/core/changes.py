@@ -55,6 +55,7 @@ class Changes:
                 activation.correlation_id, tuple([e.id for e in activation.inputs]), tuple(outputs),
                 activation.created_us, now_us, run_us, attempt, status,
                 "" if error is None else error.type, "" if error is None else error.message,
+                () if completion is None else completion.calls,
             )
         )  # fmt: skip
 
@@ -73,7 +74,7 @@ def workflow_row(workflow: Workflow) -> WorkflowRow:
     return WorkflowRow(
         workflow.slot, workflow.id, workflow.created_us, workflow.updated_us, workflow.open, workflow.waiting,
         workflow.delayed, workflow.errors, workflow.cancelled, dict(workflow.counts), dict(workflow.iterations or {}),
-        tuple(sorted(workflow.flags or ())),
+        tuple(sorted(workflow.flags or ())), tuple(workflow.usage or ()),
     )  # fmt: skip
 
 
@@ -82,4 +83,5 @@ def workflow_from(row: WorkflowRow) -> Workflow:
     return Workflow(
         row.id, row.slot, row.created_us, row.updated_us, errors=row.errors, cancelled=row.cancelled,
         counts=dict(row.counts), iterations=dict(row.iterations) or None, flags=set(row.flags) or None,
+        usage=list(row.usage) or None,
     )  # fmt: skip

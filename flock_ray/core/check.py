@@ -44,6 +44,8 @@ def check(
     definitions: Sequence[AgentDefinition],
     registry: TypeRegistry,
     published_from_outside: Collection[str] = (),
+    *,
+    has_embedder: bool = True,
 ) -> list[Finding]:
     """Look for what cannot work, or probably was not meant.
 
@@ -51,6 +53,7 @@ def check(
         definitions: All agents of the flock.
         registry: Gives the names of their types.
         published_from_outside: Names of types that the program, or a client, publishes.
+        has_embedder: Whether something compares meanings.
 
     Returns:
         The findings: errors first, then warnings and infos, each by agent; the same for the same
@@ -61,6 +64,8 @@ def check(
     for definition in definitions:
         findings.update(_engine(definition))
         findings.update(_limits(definition))
+        if not has_embedder:
+            findings.update(_meaning(definition))
         findings.update(_inputs(flow, definition))
         findings.update(_outputs(flow, definition))
         findings.update(_widening(flow, definition))
@@ -91,6 +96,17 @@ def _engine(definition: AgentDefinition) -> Iterator[Finding]:
             definition.name,
             "consumes nothing, so no published artifact ever starts it",
             "add .consumes(...), or remove the agent",
+        )
+
+
+def _meaning(definition: AgentDefinition) -> Iterator[Finding]:
+    if any(subscription.semantic for subscription in definition.subscriptions):
+        yield Finding(
+            "error",
+            "NoEmbedder",
+            definition.name,
+            "consumes by semantic_match, and there is no embedder",
+            'give Flock(embedder="onnx:/path/to/model"), or set FLOCK_EMBEDDER',
         )
 
 

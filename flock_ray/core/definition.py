@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from flock_ray.core.conditions import Condition
+    from flock_ray.core.similarity import TextPredicate, Vectors
     from flock_ray.core.specs import BatchSpec, FanOutRange, JoinSpec
     from flock_ray.core.visibility import Visibility
 
@@ -45,7 +46,8 @@ class Subscription:
     scope: Scope | None = None
     """None: the default of the kind (AND: workflow; join and batch: board)."""
     activation: Condition | None = None
-    semantic: Any = None
+    semantic: tuple[TextPredicate, ...] = ()
+    """What its text must be similar to, all of it; empty means no such condition."""
 
     @property
     def kind(self) -> str:
@@ -115,13 +117,22 @@ class AgentDefinition:
     timeout_s: float | None = None
     """Limit of one activation; None: no limit."""
     best_of: tuple[int, Callable[[Any], float]] | None = None
+    good_enough: float | None = None
+    """Score from which on `best_of` makes no more candidates; None: it makes all."""
     prevent_self_trigger: bool = True
     calls: Callable[..., Any] | None = None
     max_iterations: int | None = None
     max_crashes: int = 3
-    tools: list[Callable[..., Any]] = field(default_factory=list)
+    tools: list[Any] = field(default_factory=list)
+    """Functions, or `engines.tools.Tool`, that a language model may call."""
     context_provider: Any = None
     model: str | None = None
+    mcp_servers: tuple[Any, ...] = ()
+    """`mcp.McpUse` of the servers whose tools it may call, in declared order."""
+    embedder: Vectors | None = None
+    """What compares meanings for its subscriptions and context; None: the flock has none."""
+    gate: Any = None
+    """`components.orchestrator.gate.ComponentGate`: asked last about what a subscription gets; None: nobody is."""
 
     def effective_concurrency(self) -> int:
         """Activations at once per replica."""

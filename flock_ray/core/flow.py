@@ -113,6 +113,7 @@ def _has_exit(edge: Edge) -> bool:
     return bool(
         edge.output.where is not None
         or edge.subscription.where
+        or edge.subscription.semantic
         or edge.subscription.activation is not None
         or (function is not None and may_return_nothing(function))
     )

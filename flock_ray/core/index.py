@@ -229,3 +229,26 @@ class BoardIndex:
             envelope = self.at(seqs[i])
             if envelope is not None and (type_name is None or envelope.type == type_name):
                 yield seqs[i], envelope
+
+    def read_back(
+        self, before: int, *, type_name: str | None = None, seqs: list[int] | None = None
+    ) -> Iterator[tuple[int, Envelope]]:
+        """Iterate over artifacts in front of a position against feed order; otherwise like `read`.
+
+        Args:
+            before: Position of the last one already seen; `head + 1` for all.
+            type_name: Only this type; None for every type.
+            seqs: Only these positions (ascending), a workflow's; None for no such limit.
+        """
+        if seqs is None and type_name is not None:
+            seqs = self._types.get(type_name, [])
+        if seqs is None:
+            for i in range(bisect_left(self._seqs, before) - 1, -1, -1):
+                envelope = self._entries[i]
+                if envelope is not None:
+                    yield self._seqs[i], envelope
+            return
+        for i in range(bisect_left(seqs, before) - 1, -1, -1):
+            envelope = self.at(seqs[i])
+            if envelope is not None and (type_name is None or envelope.type == type_name):
+                yield seqs[i], envelope

@@ -17,9 +17,10 @@ from flock_ray.core.conditions import WhenSpec, compile_when, encode_when
 from flock_ray.core.definition import AgentDefinition, Subscription
 from flock_ray.core.ids import derive_id
 from flock_ray.core.registry import TypeRegistry
+from flock_ray.core.similarity import Meaning, Vectors, describe
 from flock_ray.core.visibility import AgentIdentity, Visibility, decode_visibility, earliest_visible_us
 from flock_ray.core.wire import AgentInfo, Envelope, Match, Refusal, SubscriptionSpec, TableSpec
-from flock_ray.errors import safe_error_text
+from flock_ray.errors import FlockError, safe_error_text
 
 MAX_KEY_BYTES = 64
 """A longer join key is replaced by its hash."""
@@ -50,17 +51,28 @@ class Matched(NamedTuple):
 class Candidate:
     """One subscription, ready to be tested against artifacts of one of its types."""
 
-    __slots__ = ("identity", "plain", "self_trigger", "subscription", "when")
+    __slots__ = ("definition", "identity", "meaning", "plain", "self_trigger", "subscription", "when")
 
     def __init__(self, subscription: Subscription, definition: AgentDefinition) -> None:
         """Compile one subscription."""
         self.subscription = subscription
+        self.definition = definition
         self.self_trigger = not definition.prevent_self_trigger
         self.identity = AgentIdentity(
             name=definition.name, labels=definition.labels, tenant_id=definition.tenant
         )
         sub = subscription
-        self.plain = not (sub.where or sub.from_agents or sub.tags or sub.join or sub.delivery == "exclusive")
+        self.meaning = Meaning(sub.semantic, definition.embedder) if sub.semantic else None
+        """Compares artifacts with the queries of `semantic_match`; None when there are none."""
+        self.plain = not (
+            sub.where
+            or sub.from_agents
+            or sub.tags
+            or sub.join
+            or sub.semantic
+            or definition.gate
+            or sub.delivery == "exclusive"
+        )
         """True when only the producer and the visibility can stand in the way."""
         self.when: WhenSpec | None = None
 
@@ -83,6 +95,18 @@ class Candidate:
             )
         for position, predicate in enumerate(sub.where):
             yield _test(f"where[{position}]", predicate, model)
+        if self.meaning is not None:
+            for score in self.meaning.scores(model()):
+                yield Check(*describe(score))
+        if self.definition.gate is not None:
+            yield from self.definition.gate.checks(envelope, self.definition, sub)
+
+    def may_take(self, produced_by: str) -> bool:
+        """Say whether artifacts of a producer are tested at all."""
+        sub = self.subscription
+        return (self.self_trigger or produced_by != sub.agent) and (
+            not sub.from_agents or produced_by in sub.from_agents
+        )
 
     def key(self, model: Callable[[], Any]) -> bytes | Refusal:
         """Return the canonical join key, or why there is none."""
@@ -114,6 +138,8 @@ class _ForType(NamedTuple):
     """Agents whose own output is not theirs to consume."""
     tests: tuple[tuple[str, int, Callable[[Any], bool]], ...]
     """(subscription, flag, predicate) of `When` field conditions on the type."""
+    by_meaning: tuple[Candidate, ...] = ()
+    """Those that compare the text of artifacts."""
 
 
 _NOBODY = _ForType((), (), frozenset(), ())
@@ -153,6 +179,8 @@ class MatchTable:
             name: _compile(sorted(candidates.get(name, ()), key=_rank), tests.get(name, ()))
             for name in candidates.keys() | tests.keys()
         }
+        self.compares = any(table.by_meaning for table in self._types.values())
+        """Whether any subscription compares the text of artifacts: matching may then call an embedder."""
 
     def listens(self, type_name: str) -> bool:
         """Say whether any subscription names the type."""
@@ -164,12 +192,16 @@ class MatchTable:
         return None if table.plain is None or produced_by in table.producers else table.plain
 
     def match(self, envelope: Envelope, model: BaseModel | None, not_before_us: int = 0) -> Matched:
-        """Decide who gets an artifact.
+        """Decide who gets an artifact. Embeds what `texts` yields, unless that was done before.
 
         Args:
             envelope: The artifact.
             model: Its payload as a model; None: it is decoded if a condition needs it.
             not_before_us: Earliest delivery of all matches; 0 for at once.
+
+        Raises:
+            ModelError: A subscription compares meanings and the embedder failed.
+            ConfigurationError: A subscription compares meanings and there is no embedder.
         """
         table = self._types.get(envelope.type, _NOBODY)
         if (
@@ -218,6 +250,15 @@ class MatchTable:
         signals = tuple(_signals(table.tests, get, refusals)) if table.tests else ()
         return Matched(tuple(matches), signals, tuple(refusals))
 
+    def texts(
+        self, type_name: str, produced_by: str, model: BaseModel
+    ) -> Iterator[tuple[Vectors, list[str]]]:
+        """Yield what must be embedded before an artifact of this payload is matched, by embedder."""
+        for candidate in self._types.get(type_name, _NOBODY).by_meaning:
+            meaning = candidate.meaning
+            if meaning is not None and meaning.vectors is not None and candidate.may_take(produced_by):
+                yield meaning.vectors, meaning.texts(model)
+
     @staticmethod
     def _match_one(
         candidate: Candidate,
@@ -249,7 +290,7 @@ class MatchTable:
 
         out: dict[str, list[Check]] = {}
         for candidate in self._types.get(envelope.type, _NOBODY).candidates:
-            checks = list(candidate.checks(envelope, visibility, get))
+            checks = _all_checks(candidate.checks(envelope, visibility, get))
             if candidate.subscription.join is not None:
                 checks.append(_key_check(candidate.key(get)))
             out[candidate.subscription.id] = checks
@@ -268,6 +309,17 @@ class MatchTable:
             for candidate, _ in candidates:
                 name = candidate.subscription.id
                 out[name].append(Check("exclusive", name == chosen, f"goes to {chosen}"))
+
+
+def _all_checks(checks: Iterator[Check]) -> list[Check]:
+    """Collect checks; an embedder that fails is a check that did not pass."""
+    found: list[Check] = []
+    try:
+        found.extend(checks)
+    except FlockError as error:
+        kind, text = safe_error_text(error)
+        found.append(Check("semantic", False, "unknown", f"{kind}: {text}"))
+    return found
 
 
 def _key_check(key: bytes | Refusal) -> Check:
@@ -296,7 +348,8 @@ def _compile(
             matches.append(Match(sub.id))
         plain = tuple(matches)
     producers = frozenset(c.subscription.agent for c in candidates if not c.self_trigger)
-    return _ForType(tuple(candidates), plain, producers, tuple(tests))
+    by_meaning = tuple(c for c in candidates if c.meaning is not None)
+    return _ForType(tuple(candidates), plain, producers, tuple(tests), by_meaning)
 
 
 def _choose(exclusive: list[tuple[Candidate, Match]], artifact_id: bytes) -> tuple[Candidate, Match]:

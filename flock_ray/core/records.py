@@ -89,6 +89,14 @@ class Flushed(msgspec.Struct, array_like=True, tag="F", frozen=True):
     slot: int
 
 
+class WorkflowFlushed(msgspec.Struct, array_like=True, tag="B", frozen=True):
+    """Somebody asked for the partial batches of one workflow to run now."""
+
+    at_us: int
+    slot: int
+    workflow: str
+
+
 class Cancelled(msgspec.Struct, array_like=True, tag="X", frozen=True):
     """A workflow was cancelled."""
 
@@ -125,6 +133,7 @@ Record = (
     | ForwardAcked
     | Lost
     | Flushed
+    | WorkflowFlushed
     | Cancelled
     | Installed
     | Rehydrated

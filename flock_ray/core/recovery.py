@@ -18,6 +18,7 @@ from flock_ray.core.records import Frame, decode_frame, envelopes_of
 from flock_ray.core.rows import ERASED, SHARD, Loaded, Snapshot
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Activation, Gate, Item, Slot, Workflow
+from flock_ray.core.usage import UsageRow
 from flock_ray.core.wire import Envelope, Forward, Match, SubscriptionSpec, TableSpec
 from flock_ray.errors import StoreCorruptError
 
@@ -75,6 +76,7 @@ class SlotState(msgspec.Struct, array_like=True):
     outbox: list[Forward]
     out_seq: dict[int, int]
     inbox: dict[int, int]
+    usage: list[UsageRow] = []
 
 
 class ShardState(msgspec.Struct, array_like=True):
@@ -136,6 +138,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
         SlotState(
             SNAPSHOT_FORMAT, envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
             delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox,
+            list(slot.usage.values()),
         )
     )  # fmt: skip
 
@@ -253,6 +256,7 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.timers = state.timers
     slot.outbox = {(f.target, f.seq): f for f in state.outbox}
     slot.out_seq, slot.inbox = state.out_seq, state.inbox
+    slot.usage = {row.key: row for row in state.usage}
     core.adopt(slot)
     return [(seq, envelopes[ref]) for seq, ref in state.artifacts]
 

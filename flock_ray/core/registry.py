@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar, cast, overload
 
 from pydantic import BaseModel, ValidationError
@@ -346,11 +347,13 @@ def upcaster(cls: type[BaseModel], *, from_version: int) -> Callable[[Upcast], U
 @overload
 def flock_tool(function: FunctionT, /) -> FunctionT: ...
 @overload
-def flock_tool(*, name: str | None = None) -> Callable[[FunctionT], FunctionT]: ...
 def flock_tool(
-    function: FunctionT | None = None, /, *, name: str | None = None
+    *, name: str | None = None, timeout: timedelta | None = None
+) -> Callable[[FunctionT], FunctionT]: ...
+def flock_tool(
+    function: FunctionT | None = None, /, *, name: str | None = None, timeout: timedelta | None = None
 ) -> FunctionT | Callable[[FunctionT], FunctionT]:
-    """Register a function that models may call: `@flock_tool` or `@flock_tool(name=)`.
+    """Register a function that models may call; `timeout` limits one call of it, None is a minute.
 
     Raises:
         ConfigurationError: Another function has the name.
@@ -365,6 +368,8 @@ def flock_tool(
                 'Give one of them another name: @flock_tool(name="...").'
             )
         tools[key] = target
+        if name is not None or timeout is not None:
+            target.__flock_tool__ = (name, timeout and timeout.total_seconds())  # type: ignore[attr-defined]
         return target
 
     return decorate if function is None else decorate(function)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from flock_ray.core.model_calls import ModelCall
+from flock_ray.core.usage import UsageRow
 from flock_ray.core.visibility import decode_visibility
 from flock_ray.core.wire import Envelope
 
@@ -34,6 +36,8 @@ class ActivationRow(msgspec.Struct, array_like=True, frozen=True):
     """completed, failed or cancelled."""
     error_type: str = ""
     error_message: str = ""
+    calls: tuple[ModelCall, ...] = ()
+    """Calls to language models in the attempt that was committed."""
 
 
 class WorkflowRow(msgspec.Struct, array_like=True, frozen=True):
@@ -52,6 +56,8 @@ class WorkflowRow(msgspec.Struct, array_like=True, frozen=True):
     """Artifacts by type, erased and archived ones among them."""
     iterations: dict[str, int] = {}
     flags: tuple[tuple[str, int], ...] = ()
+    usage: tuple[UsageRow, ...] = ()
+    """Calls to language models by agent and model."""
 
     @property
     def settled(self) -> bool:

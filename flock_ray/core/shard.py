@@ -17,6 +17,7 @@ from flock_ray.core import gates
 from flock_ray.core.changes import workflow_from
 from flock_ray.core.delivery import DeliveryDesk
 from flock_ray.core.ids import single_prefix
+from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.parking import Parked, input_is_newer
 from flock_ray.core.records import (
     Cancelled,
@@ -30,10 +31,12 @@ from flock_ray.core.records import (
     Record,
     Rehydrated,
     Ticked,
+    WorkflowFlushed,
 )
 from flock_ray.core.rows import Decision, WorkflowRow
 from flock_ray.core.schema import merge_types
 from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot
+from flock_ray.core.usage import HOUR_US, added, book, rows_of
 from flock_ray.core.wire import (
     CONFLICT,
     DUPLICATE,
@@ -76,6 +79,7 @@ class ShardCore(DeliveryDesk):
             ForwardAcked: lambda r: self._on_forward_acked(r),
             Lost: lambda r: self._on_lost(r),
             Flushed: lambda r: self._on_flushed(r),
+            WorkflowFlushed: lambda r: self._on_workflow_flushed(r),
             Cancelled: lambda r: self._on_cancelled(r),
             Installed: lambda r: self._on_installed(r),
             Rehydrated: lambda r: self._on_rehydrated(r),
@@ -274,6 +278,17 @@ class ShardCore(DeliveryDesk):
                 self._on_flushed(record)
         return flushed
 
+    def flush_workflow(self, workflow: str, now_us: int) -> int:
+        """Run every partial batch that holds inputs of this workflow alone; returns how many there were."""
+        flushed = 0
+        for index, slot in self.slots.items():
+            if batches := slot.batches_of(workflow):
+                flushed += len(batches)
+                record = WorkflowFlushed(now_us, index, workflow)
+                self._log(record)
+                self._on_workflow_flushed(record)
+        return flushed
+
     def cancel(self, workflow: str, now_us: int) -> int:
         """Cancel a workflow in the slots of this shard; returns how many of its activations were open."""
         cancelled = 0
@@ -330,12 +345,21 @@ class ShardCore(DeliveryDesk):
                 self._deliver_all(slot, posting, now_us)
         else:
             self.events.completed(now_us, activation.agent, activation.correlation_id, completion)
+            if completion.calls:
+                self._count_calls(slot, activation, completion.calls, now_us)
             for kind, detail in completion.notes:
                 self.events.note(now_us, kind, agent=activation.agent, correlation_id=activation.correlation_id,
                                  activation_id=activation.id, detail=detail)  # fmt: skip
             for posting in completion.outputs:
                 self._publish_output(slot, posting, now_us)
         self._discharge(slot, activation, now_us)
+
+    def _count_calls(
+        self, slot: Slot, activation: Activation, calls: tuple[ModelCall, ...], now_us: int
+    ) -> None:
+        book(slot.usage, rows_of(activation.agent, calls, now_us - now_us % HOUR_US))
+        workflow = self._counting_record(slot, activation.correlation_id, now_us)
+        workflow.usage = added([*(workflow.usage or ()), *rows_of(activation.agent, calls, 0)])
 
     def _on_forwarded(self, record: ForwardedIn) -> None:
         forward, now_us = record.forward, record.at_us
@@ -387,6 +411,11 @@ class ShardCore(DeliveryDesk):
     def _on_flushed(self, record: Flushed) -> None:
         slot = self.slots[record.slot]
         for gate in [g for keys in slot.gates.values() for g in keys.values() if g.batch]:
+            self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
+
+    def _on_workflow_flushed(self, record: WorkflowFlushed) -> None:
+        slot = self.slots[record.slot]
+        for gate in slot.batches_of(record.workflow):
             self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
 
     def _on_cancelled(self, record: Cancelled) -> None:

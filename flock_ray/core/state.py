@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from flock_ray.core.usage import Key, UsageRow
 from flock_ray.core.wire import Envelope, Forward, Match, SubscriptionSpec
 
 MATCH_AGENT = "flock:match"
@@ -40,6 +41,8 @@ class Workflow(msgspec.Struct):
     """Activations by agent along loops; None until there is one."""
     flags: set[tuple[str, int]] | None = None
     """(subscription id, flag) of `When` field predicates seen true."""
+    usage: list[UsageRow] | None = None
+    """Calls to language models by agent and model; None until there is one."""
 
     @property
     def settled(self) -> bool:
@@ -121,7 +124,8 @@ class Slot:
     """Everything one slot owns."""
 
     __slots__ = (
-        "arrivals", "delayed", "gates", "held", "inbox", "index", "open", "out_seq", "outbox", "timers", "workflows"
+        "arrivals", "delayed", "gates", "held", "inbox", "index", "open", "out_seq", "outbox", "timers", "usage",
+        "workflows",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -144,6 +148,8 @@ class Slot:
         self.out_seq: dict[int, int] = {}
         self.inbox: dict[int, int] = {}
         """Source slot: last sequence number applied. Forwards are applied in order or not at all."""
+        self.usage: dict[Key, UsageRow] = {}
+        """Calls to language models by the hour; workflows that are gone are still in it."""
 
     def gate(self, subscription: str, key: bytes) -> Gate | None:
         """Return a gate; None when it holds nothing."""
@@ -154,6 +160,15 @@ class Slot:
         """Say whether a gate here holds an input of a workflow, of this slot or of another."""
         gates = (gate for keys in self.gates.values() for gate in keys.values())
         return any(item.envelope.correlation_id == workflow for gate in gates for item in gate.items())
+
+    def batches_of(self, workflow: str) -> list[Gate]:
+        """Return the partial batches whose inputs are all of one workflow."""
+        return [
+            gate
+            for keys in self.gates.values()
+            for gate in keys.values()
+            if gate.batch and all(i.envelope.correlation_id == workflow for group in gate.batch for i in group)
+        ]
 
     def drop_gate(self, gate: Gate) -> None:
         """Forget a gate that is closed, fired or empty."""

@@ -11,6 +11,8 @@ from typing import Literal
 
 import msgspec
 
+from flock_ray.core.model_calls import ModelCall
+
 PUBLISHED, DUPLICATE, CONFLICT, WRONG_SLOT = 0, 1, 2, 3
 """Outcome of one posting in a `PublishReply`."""
 
@@ -140,6 +142,8 @@ class Completion(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Time in user code."""
     notes: tuple[tuple[str, str], ...] = ()
     """(kind, detail) for the event log."""
+    calls: tuple[ModelCall, ...] = ()
+    """Calls to language models, also those of a failed attempt."""
 
 
 class CompleteBatch(msgspec.Struct, array_like=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flock_ray.artifact import Artifact
@@ -52,7 +53,31 @@ class ComponentChain:
         if self._agent.best_of is None:
             return await self._run_engines(ctx, inputs, group), []
         count, score = self._agent.best_of
-        return await best_of(count, lambda: self._run_engines(ctx, inputs, group), score)
+        return await best_of(
+            count, lambda: self._run_engines(ctx, inputs, group), score, self._agent.good_enough
+        )
+
+    async def around(
+        self,
+        ctx: Context,
+        inputs: EvalInputs,
+        group: OutputGroup,
+        engines: Callable[[], Awaitable[EvalResult]],
+    ) -> EvalResult:
+        """Run `engines` inside the `around_evaluate` of the utilities, the first of them outermost.
+
+        Raises:
+            OutputContractError: A utility returned neither a result nor models.
+        """
+        proceed = engines
+        for component in reversed(self.utilities):
+            call = _hook(component, "around_evaluate")
+            if call is not None:
+                proceed = partial(self._enclosed, call, ctx, inputs, group, proceed)
+        return await proceed()
+
+    async def _enclosed(self, call: Callable[..., Any], *arguments: Any) -> EvalResult:
+        return as_result(await _awaited(call(self._agent, *arguments)), self._agent)
 
     async def evaluated(self, ctx: Context, inputs: EvalInputs, result: EvalResult) -> EvalResult:
         """Let the utilities see and change the result of one output group."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, create_model, field_validator
@@ -84,6 +84,8 @@ class EvalResult(BaseModel):
 
     _declined: bool = PrivateAttr(default=False)
     _state_only: bool = PrivateAttr(default=False)
+    _skipped: frozenset[int] = PrivateAttr(default=frozenset())
+    """Declared outputs that a function left out on purpose."""
 
     @field_validator("errors", mode="before")
     @classmethod
@@ -220,6 +222,28 @@ class AgentComponent(BaseModel):
     async def on_pre_evaluate(self, agent: AgentDefinition, ctx: Context, inputs: EvalInputs) -> EvalInputs:
         """See or replace what is evaluated."""
         return inputs
+
+    async def around_evaluate(
+        self,
+        agent: AgentDefinition,
+        ctx: Context,
+        inputs: EvalInputs,
+        output_group: OutputGroup,
+        proceed: Callable[[], Awaitable[EvalResult]],
+    ) -> EvalResult:
+        """Let the engines make one output group, or answer in their place. Utilities only; ours, not upstream's.
+
+        Called between `on_pre_evaluate` and `on_post_evaluate`; the component of the lowest priority is outermost.
+        An agent that runs a function has one group, of all that it publishes.
+
+        Args:
+            agent: The agent that runs.
+            ctx: This run.
+            inputs: What the engines get; what they should see changed is changed in `on_pre_evaluate`.
+            output_group: What is asked for.
+            proceed: Runs the components further in and the engines, all candidates of `best_of` included.
+        """
+        return await proceed()
 
     async def on_post_evaluate(
         self, agent: AgentDefinition, ctx: Context, inputs: EvalInputs, result: EvalResult

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +14,19 @@ if TYPE_CHECKING:
     from flock_ray.artifact import Artifact
     from flock_ray.core.visibility import AgentIdentity
 
-__all__ = ["Context"]
+__all__ = ["Context", "RunHooks"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunHooks:
+    """Ways from a run to the worker that runs it; for engines of ours, not for user code."""
+
+    stream: Callable[[str, str], None] | None = None
+    """Takes (kind, text) of what the run streams, see `services.TextSink`; None: nobody listens."""
+    heartbeat: Callable[[], Awaitable[None] | None] | None = None
+    """Tells the worker that the run goes on; None: nobody asks."""
+    note: Callable[[str, str], None] | None = None
+    """Takes (kind, detail) for the event log; None: the run keeps none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +54,35 @@ class Context:
     """Which tick of its schedule this is, from 0; None when no timer triggered the run."""
     fire_time: datetime | None = None
     """When the timer was due, aware; None when no timer triggered the run."""
+    groups: tuple[int, ...] = ()
+    """Sizes of the groups in the inputs of a batch of joins; empty otherwise."""
+    hooks: RunHooks = field(default=RunHooks(), repr=False, compare=False)
+    """Internal: how engines reach their worker."""
 
     @property
     def idempotency_key(self) -> str:
         """What to give to a service outside the board, so that a second execution of this run changes nothing there."""
         return self.task_id
+
+    async def heartbeat(self) -> None:
+        """Tell the worker that a long run goes on; cheap, and safe to call anywhere in the run.
+
+        It does not move the agent's timeout.
+        """
+        if self.hooks.heartbeat is not None:
+            told = self.hooks.heartbeat()
+            if inspect.isawaitable(told):
+                await told
+
+    def stream(self, text: str, kind: str = "token") -> None:
+        """Show text to whoever follows this run; see `flock.stream_tokens`. Never blocks, and may get lost.
+
+        Args:
+            text: The next piece of the answer, or what `kind` says.
+            kind: `token`, `status` (what the run does now) or `final` (the end of the answer).
+        """
+        if self.hooks.stream is not None:
+            self.hooks.stream(kind, str(text))
 
     def get_variable(self, key: str, default: Any = None) -> Any:
         """Return a value of `state`, or the default when there is none."""

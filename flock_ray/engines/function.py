@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,16 @@ __all__ = ["FunctionCall", "is_async_callable"]
 class FunctionCall:
     """How the function of one agent is called."""
 
-    __slots__ = ("_agent", "_num_declared", "_registry", "function", "is_async", "wants_context")
+    __slots__ = ("_agent", "_num_declared", "_offload", "_registry", "function", "is_async", "wants_context")
 
     def __init__(
-        self, agent: str, function: Callable[..., Any], *, num_declared: int, registry: TypeRegistry
+        self,
+        agent: str,
+        function: Callable[..., Any],
+        *,
+        num_declared: int,
+        registry: TypeRegistry,
+        offload: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         """Look at the function once.
 
@@ -37,7 +43,9 @@ class FunctionCall:
             function: What `.runs()` got.
             num_declared: How many outputs the agent declares.
             registry: Decodes what the function returns as artifacts.
+            offload: Runs a blocking function off the event loop.
         """
+        self._offload = offload
         self._agent = agent
         self._num_declared = num_declared
         self._registry = registry
@@ -63,7 +71,7 @@ class FunctionCall:
     async def call(self, arguments: tuple[Any, ...]) -> Any:
         """Call the function from an event loop; one that is not async runs in a thread."""
         if not self.is_async:
-            return await asyncio.to_thread(partial(self._call_through, arguments))
+            return await self._offload(partial(self._call_through, arguments))
         value = self.function(*arguments)
         if inspect.isasyncgen(value):
             return [item async for item in value]

@@ -27,7 +27,7 @@ __all__ = [
     "resolve_visibility",
 ]
 
-MAX_NOTES = 20
+MAX_NOTES = 128
 """Most notes of one run that are kept."""
 MAX_NOTE_CHARS = 1000
 
@@ -250,6 +250,9 @@ def bounded_notes(notes: Sequence[Note]) -> tuple[Note, ...]:
     """Cut notes to what the event log takes of one run, saying how many are left out."""
     if not notes:
         return ()
+    if len(notes) > MAX_NOTES:
+        # What a guard has found must not be crowded out by the lines of an engine.
+        notes = sorted(notes, key=lambda note: not note[0].startswith("guard."))
     kept = tuple((kind, detail[:MAX_NOTE_CHARS]) for kind, detail in notes[:MAX_NOTES])
     left_out = len(notes) - len(kept)
     return (*kept, ("notes.cut", f"{left_out} more notes")) if left_out else kept

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,10 +12,12 @@ from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility, Visibility, decode_visibility, narrow
 from flock_ray.core.wire import Envelope, ErrorInfo, Posting, Task
 from flock_ray.engines.outputs import Output, resolve_visibility
-from flock_ray.errors import ConfigurationError
+from flock_ray.errors import ConfigurationError, FlockError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+    from flock_ray.artifact import Artifact
 
 __all__ = ["ERROR_POSITION", "PostFn", "Poster"]
 
@@ -48,30 +51,75 @@ class PostFn(Protocol):
         ...
 
 
+class Warming(Protocol):
+    """Embeds, in one batch, what matching some models will compare: `Edge`."""
+
+    def warm(self, models: Iterable[tuple[BaseModel, str]]) -> Callable[[], None] | None:
+        """Return a function that embeds for (model, producer) pairs and blocks; None: there is nothing to do."""
+        ...
+
+    async def warmed(self, models: Iterable[tuple[BaseModel, str]]) -> None:
+        """Do it, off the event loop."""
+        ...
+
+
 class Poster:
     """Turns what runs of one agent made into postings."""
 
-    __slots__ = ("_name", "_now_us", "_post")
+    __slots__ = ("_errors_by", "_name", "_now_us", "_post", "_warming")
 
-    def __init__(self, agent: str, post: PostFn, now_us: Callable[[], int]) -> None:
-        """Keep what is the same for every run; `now_us` is the wall clock in microseconds."""
+    def __init__(
+        self, agent: str, post: PostFn, now_us: Callable[[], int], warming: Warming | None = None
+    ) -> None:
+        """Keep what is the same for every run.
+
+        Args:
+            agent: Whose runs.
+            post: Makes an artifact of a model and matches it.
+            now_us: Wall clock in microseconds.
+            warming: Embeds for the matching, in batches; None: `post` embeds by itself, if it has to.
+        """
         self._name = agent
         self._post = post
         self._now_us = now_us
+        self._warming = warming
+        self._errors_by = f"orchestrator#{agent}"
 
-    def outputs(self, task: Task, outputs: list[Output]) -> tuple[Posting, ...]:
-        """Post the outputs of a run; see `resolve_visibility` for who sees them.
+    async def warmed(self, outputs: list[Output]) -> None:
+        """Embed what matching the outputs will compare, so that `outputs` does not block the event loop.
+
+        Raises:
+            ModelError: The embedder failed.
+        """
+        if self._warming is not None and outputs:
+            await self._warming.warmed((model, self._name) for _, _, model in outputs)
+
+    async def warmed_error(self, task: Task, info: ErrorInfo) -> None:
+        """Do the same for the error of a run; an embedder that fails is reported by `error`."""
+        if self._warming is not None:
+            with suppress(FlockError):
+                await self._warming.warmed([(self._error(task, info, 0), self._errors_by)])
+
+    def outputs(
+        self, task: Task, outputs: list[Output], history: Sequence[Artifact] = ()
+    ) -> tuple[Posting, ...]:
+        """Post the outputs of a run; see `resolve_visibility` for who sees them: the context counts as input.
 
         Tags, the explicit partition key that the inputs share, and their highest priority carry over.
         """
         if not outputs:
             return ()
+        if self._warming is not None and len(outputs) > 1:
+            embed = self._warming.warm((model, self._name) for _, _, model in outputs)
+            if embed is not None:
+                embed()
         inputs = task.inputs
         created_us = self._now_us()
         tags, partition_key, parents, via = _inherited(inputs, self._name)
         priority = max([e.priority for e in inputs], default=0)
         # Public inputs, the usual case, need no decoding.
         closed = [decode_visibility(e.visibility) for e in inputs if e.visibility is not None]
+        closed += [a.visibility for a in history if not a.is_public]
         return tuple(
             [
                 self._post(
@@ -94,31 +142,33 @@ class Poster:
             ]
         )
 
-    def error(self, task: Task, info: ErrorInfo) -> Posting:
-        """Post the WorkflowError of a run, visible to nobody who could not see all of its inputs."""
+    def error(self, task: Task, info: ErrorInfo, history: Sequence[Artifact] = ()) -> Posting:
+        """Post the WorkflowError of a run, visible to nobody who could not see all of its inputs and context."""
         created_us = self._now_us()
         tags, partition_key, parents, via = _inherited(task.inputs, self._name)
-        model = WorkflowError(
+        return self._post(
+            self._error(task, info, created_us),
+            id=output_id(task.id, ERROR_POSITION),
+            correlation_id=task.correlation_id,
+            produced_by=self._errors_by,
+            created_us=created_us,
+            tags=tags,
+            visibility=_narrowest(task.inputs, history),
+            partition_key=partition_key,
+            parents=parents,
+            activation_id=task.id,
+            priority=0,
+            via=via,
+        )
+
+    def _error(self, task: Task, info: ErrorInfo, created_us: int) -> WorkflowError:
+        return WorkflowError(
             failed_agent=self._name,
             error_type=info.type,
             error_message=info.message,
             timestamp=_EPOCH + timedelta(microseconds=created_us),
             task_id=task.id.hex(),
             correlation_id=task.correlation_id,
-        )
-        return self._post(
-            model,
-            id=output_id(task.id, ERROR_POSITION),
-            correlation_id=task.correlation_id,
-            produced_by=f"orchestrator#{self._name}",
-            created_us=created_us,
-            tags=tags,
-            visibility=_narrowest(task.inputs),
-            partition_key=partition_key,
-            parents=parents,
-            activation_id=task.id,
-            priority=0,
-            via=via,
         )
 
 
@@ -143,10 +193,11 @@ def _sorted(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _narrowest(inputs: tuple[Envelope, ...]) -> Visibility:
-    """Return who may see an error: its message may quote any input."""
+def _narrowest(inputs: tuple[Envelope, ...], history: Sequence[Artifact]) -> Visibility:
+    """Return who may see an error: its message may quote any input, and anything of the context."""
     try:
-        return narrow(*(decode_visibility(envelope.visibility) for envelope in inputs))
+        closed = [artifact.visibility for artifact in history if not artifact.is_public]
+        return narrow(*(decode_visibility(envelope.visibility) for envelope in inputs), *closed)
     except ConfigurationError:
         # A visibility that this process cannot read; the failure may well be about just that.
         return _NOBODY

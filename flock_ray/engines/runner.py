@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flock_ray.artifact import Artifact
@@ -25,9 +26,14 @@ from flock_ray.engines.component import EvalInputs, EvalResult
 from flock_ray.engines.context import Context
 from flock_ray.engines.failures import describe, is_retryable_name
 from flock_ray.engines.function import FunctionCall, is_async_callable
+from flock_ray.engines.history import HistorySource, history_source
+from flock_ray.engines.notes import noting
 from flock_ray.engines.outputs import Note, Output, OutputContract, bounded_notes
-from flock_ray.engines.posting import Poster, PostFn
+from flock_ray.engines.posting import Poster, PostFn, Warming
+from flock_ray.engines.records import OpenRuns
+from flock_ray.engines.services import Services
 from flock_ray.engines.straight import OutputFn, StraightRun
+from flock_ray.engines.wiring import hooks_of, services_for, with_services
 from flock_ray.errors import ConfigurationError, DeployConflictError, NoEngineError, safe_error_text
 
 if TYPE_CHECKING:
@@ -67,6 +73,9 @@ class AgentRunner:
         now_us: Callable[[], int],
         monotonic: Callable[[], float],
         output: OutputFn | None = None,
+        services: Services | None = None,
+        warming: Warming | None = None,
+        offload: Callable[..., Awaitable[Any]] = asyncio.to_thread,
     ) -> None:
         """Compile an agent; its types are registered if they are not.
 
@@ -77,15 +86,20 @@ class AgentRunner:
             now_us: Wall clock, in microseconds since the Unix epoch.
             monotonic: A clock that never goes back, in seconds.
             output: Makes postings of plain outputs, faster; None: `post` makes them all.
+            services: What engines, components and the context provider are bound to; None: nothing.
+            warming: Embeds what matching outputs compares, before `post`; None: `post` does.
+            offload: Runs a blocking function off the event loop.
 
         Raises:
             TypeRegistrationError: One of its types has the name of another class.
         """
+        self._services = services_for(definition, services or Services())
+        definition = with_services(definition, self._services)
         self._definition = definition
         self._registry = registry
         self._monotonic = monotonic
         self._name = definition.name
-        self._poster = Poster(definition.name, post, now_us)
+        self._poster = Poster(definition.name, post, now_us, warming)
         self._identity = AgentIdentity(name=self._name, labels=definition.labels, tenant_id=definition.tenant)
         self._plans = {s.id: self._plan(s) for s in definition.subscriptions}
         self._groups = tuple(definition.output_groups) or (OutputGroup(outputs=()),)
@@ -101,9 +115,15 @@ class AgentRunner:
         self._function: FunctionCall | None = None
         if definition.function is not None:
             self._function = FunctionCall(
-                self._name, definition.function, num_declared=len(specs), registry=registry
+                self._name, definition.function, num_declared=len(specs), registry=registry, offload=offload
             )
+        sees_context = self._function is None or self._function.wants_context or bool(self._chain.utilities)
+        self._history: HistorySource | None = history_source(
+            definition, sees_context, reader=self._services.reader, identity=self._identity, registry=registry,
+            now_us=now_us, offload=offload,
+        )  # fmt: skip
         self._is_async = self._needs_loop()
+        self._open_runs = OpenRuns()
         self._straight: StraightRun | None = None
         function = self._function
         if (
@@ -158,22 +178,35 @@ class AgentRunner:
 
         A function that is not async runs in a thread. Cancelled, the run still calls `on_terminate`.
         """
+        if self._services.model is None:
+            return await self._attempt(task, history)
+        return await self._open_runs.run(task, self._attempt(task, history))
+
+    async def _attempt(self, task: Task, history: Sequence[Artifact]) -> Completion:
         started = self._monotonic()
         notes: list[Note] = []
+        history = list(history)
         try:
+            if self._history is not None:
+                await self._history.fetch(task, history, notes)
             if self._function is None or self._chain.utilities:
-                postings = await self._run_with_hooks(task, history, notes)
+                with noting(notes):
+                    postings = await self._run_with_hooks(task, history, notes)
                 run_us = self._elapsed_us(started)
             else:
-                outputs, notes = await self._make_async(self._function, task, history)
+                outputs, made = await self._make_async(self._function, task, history)
+                notes += made
                 run_us = self._elapsed_us(started)
-                postings = self._poster.outputs(task, outputs)
+                await self._poster.warmed(outputs)
+                postings = self._poster.outputs(task, outputs, history)
                 if await self._call_after(outputs):
                     run_us = self._elapsed_us(started)
         except PROPAGATED:
             raise
         except BaseException as error:
-            return self._failed(task, describe(error), self._elapsed_us(started), notes)
+            info, run_us = describe(error), self._elapsed_us(started)
+            await self._poster.warmed_error(task, info)
+            return self._failed(task, info, run_us, notes, history)
         return Completion(task.id, task.attempt, task.slot, postings, None, run_us, bounded_notes(notes))
 
     def failure(
@@ -188,11 +221,14 @@ class AgentRunner:
             retryable: None is what the class of that name in `flock_ray.errors` says, else False.
         """
         retryable = is_retryable_name(exc_type) if retryable is None else retryable
-        return self._failed(task, ErrorInfo(exc_type, message, "", retryable), 0, [])
+        failed = self._failed(task, ErrorInfo(exc_type, message, "", retryable), 0, [])
+        return self._open_runs.given_up(task, failed)
 
     def _needs_loop(self) -> bool:
         if self._function is None:
             return bool(self._chain.engines)
+        if self._history is not None:
+            return True
         calls = self._definition.calls
         after = calls is not None and is_async_callable(calls)
         return self._function.is_async or after or bool(self._chain.utilities)
@@ -236,7 +272,9 @@ class AgentRunner:
         context = self._context(task, history) if function.wants_context else None
         return function.arguments(plan.subscription, models, task.groups, context)
 
-    def _context(self, task: Task, history: Sequence[Artifact]) -> Context:
+    def _context(
+        self, task: Task, history: Sequence[Artifact], notes: list[Note] | None = None
+    ) -> Context:
         tick = next((e for e in task.inputs if e.type == "TimerTick"), None)
         timer = None if tick is None else TimerTick.model_validate_json(tick.payload)
         return Context(
@@ -250,6 +288,8 @@ class AgentRunner:
             trigger_type="artifact" if timer is None else "timer",
             timer_iteration=None if timer is None else timer.iteration,
             fire_time=None if timer is None else timer.fire_time,
+            groups=task.groups,
+            hooks=hooks_of(self._services, task, notes),
         )
 
     # --- plain functions --------------------------------------------------------------------------
@@ -268,6 +308,7 @@ class AgentRunner:
             # Decoded anew each time: a candidate may change its inputs.
             lambda: self._settled(function, function.function(*self._arguments(function, task, history))),
             lambda made: score(self._as_result(made)),
+            self._definition.good_enough,
         )
         return outputs, [*notes, *failed]
 
@@ -278,7 +319,9 @@ class AgentRunner:
         if self._definition.best_of is None:
             return await attempt()
         count, score = self._definition.best_of
-        (outputs, notes), failed = await best_of(count, attempt, lambda made: score(self._as_result(made)))
+        (outputs, notes), failed = await best_of(
+            count, attempt, lambda made: score(self._as_result(made)), self._definition.good_enough
+        )
         return outputs, [*notes, *failed]
 
     def _settled(self, function: FunctionCall, value: object) -> Made:
@@ -294,7 +337,8 @@ class AgentRunner:
 
     def _no_engine(self) -> NoEngineError:
         return NoEngineError(
-            f"Agent {self._name!r} has nothing to run: give it .runs(fn) or .with_engines(...).",
+            f"Agent {self._name!r} has nothing to run: give it .runs(fn), .with_engines(...), or a model with "
+            'Flock("...") or FLOCK_MODEL.',
             agent=self._name,
         )
 
@@ -305,12 +349,13 @@ class AgentRunner:
     ) -> tuple[Posting, ...]:
         if self._function is None and not self._chain.engines:
             raise self._no_engine()
-        chain, ctx = self._chain, self._context(task, history)
+        chain, ctx = self._chain, self._context(task, history, notes)
         try:
             await chain.initialize(ctx)
             inputs = await chain.consume(ctx, [Artifact.from_envelope(e) for e in task.inputs])
             outputs = await self._evaluate(task, ctx, inputs, notes)
-            postings = self._poster.outputs(task, outputs)
+            await self._poster.warmed(outputs)
+            postings = self._poster.outputs(task, outputs, history)
             await chain.published(ctx, [Artifact.from_envelope(posting.envelope) for posting in postings])
             await self._call_after(outputs)
         except asyncio.CancelledError:
@@ -332,38 +377,50 @@ class AgentRunner:
         self, task: Task, ctx: Context, inputs: EvalInputs, notes: list[Note]
     ) -> list[Output]:
         if self._function is not None:
-            result, skipped = await self._evaluate_function(self._function, task, ctx, inputs, notes)
+            make = partial(self._evaluate_function, self._function, task, ctx, inputs, notes)
+            result = await self._chain.around(ctx, inputs, OutputGroup(outputs=self._contract.specs), make)
+            skipped = result._skipped
             result = await self._chain.evaluated(ctx, inputs, result)
             return self._contracted(self._contract, result, 0, notes, skipped)[0]
         outputs: list[Output] = []
         position = 0
         for group, contract in zip(self._groups, self._group_contracts, strict=True):
-            result, failed = await self._chain.evaluate(ctx, inputs, group)
-            notes += failed
+            make = partial(self._evaluate_group, ctx, inputs, group, notes)
+            result = await self._chain.around(ctx, inputs, group, make)
             result = await self._chain.evaluated(ctx, inputs, result)
             kept, count = self._contracted(contract, result, position, notes)
             outputs += kept
             position += count
         return outputs
 
+    async def _evaluate_group(
+        self, ctx: Context, inputs: EvalInputs, group: OutputGroup, notes: list[Note]
+    ) -> EvalResult:
+        result, failed = await self._chain.evaluate(ctx, inputs, group)
+        notes += failed
+        return result
+
     async def _evaluate_function(
         self, function: FunctionCall, task: Task, ctx: Context, inputs: EvalInputs, notes: list[Note]
-    ) -> tuple[EvalResult, frozenset[int]]:
+    ) -> EvalResult:
         """Call a function whose inputs or outputs the utilities may change."""
         plan = self._plan_of(task)
 
-        async def attempt() -> tuple[EvalResult, frozenset[int]]:
+        async def attempt() -> EvalResult:
             models = [a.model(self._registry, cls=plan.classes.get(a.type)) for a in inputs.artifacts]
             arguments = function.arguments(plan.subscription, models, task.groups, ctx)
             returned = function.returned(await function.call(arguments))
             if returned is None:
-                return EvalResult.empty(), frozenset()
-            return EvalResult.from_objects(*returned.models, agent=self._name), returned.skipped
+                return EvalResult.empty()
+            result = EvalResult.from_objects(*returned.models, agent=self._name)
+            result._skipped = returned.skipped
+            return result
 
         if self._definition.best_of is None:
             return await attempt()
         count, score = self._definition.best_of
-        best, failed = await best_of(count, attempt, lambda made: score(made[0]))
+        best: EvalResult
+        best, failed = await best_of(count, attempt, score, self._definition.good_enough)
         notes += failed
         return best
 
@@ -401,14 +458,16 @@ class AgentRunner:
         reads = self._registry.reads
         return next((e for e in task.inputs if not reads(e.type, e.version, cls=classes.get(e.type))), None)
 
-    def _failed(self, task: Task, info: ErrorInfo, run_us: int, notes: list[Note]) -> Completion:
+    def _failed(
+        self, task: Task, info: ErrorInfo, run_us: int, notes: list[Note], history: Sequence[Artifact] = ()
+    ) -> Completion:
         newer = self._newer_input(task)
         if newer is not None:
             # Whatever was raised: the agent could not have read it. The shard keeps the activation.
             return newer_input(task, newer, run_us)
         postings: tuple[Posting, ...] = ()
         try:
-            postings = (self._poster.error(task, info),)
+            postings = (self._poster.error(task, info, history),)
         except PROPAGATED:
             raise
         except BaseException as error:

@@ -6,7 +6,7 @@ everything that a context provider may see has gone through the visibility of th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -25,13 +25,20 @@ TextSink = Callable[["Task", str, str], None]
 class ArtifactReader(Protocol):
     """Reads the board for context providers. Nothing here applies visibility: its caller must."""
 
-    async def newest(self, query: ArtifactQuery, limit: int) -> list[Envelope]:
+    async def newest(
+        self, query: ArtifactQuery, limit: int, *, before: tuple[int, bytes] | None = None
+    ) -> list[Envelope]:
         """Return the newest artifacts that a query selects, oldest first; reads indexes, never the whole board.
 
         Args:
             query: Which ones.
             limit: At most so many, from 1.
+            before: Only those with a (creation time in microseconds, id) below this; None: all.
         """
+        ...
+
+    async def get(self, ids: Collection[bytes]) -> list[Envelope]:
+        """Return the artifacts of these ids that there are, in any order."""
         ...
 
 
@@ -58,6 +65,8 @@ class Services:
     embedder: Embedder | None = None
     stream: TextSink | None = None
     heartbeat: Callable[[Task], Awaitable[None] | None] | None = None
+    inline: bool = False
+    """Whether sync user code that engines call runs on the event loop itself: in tests, where time is virtual."""
 
 
 @runtime_checkable

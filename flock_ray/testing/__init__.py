@@ -19,6 +19,14 @@ from __future__ import annotations
 
 from flock_ray.adapters.memory import MemoryPersistence
 from flock_ray.testing.flock import VirtualFlock
+from flock_ray.testing.models import ScriptedModel
 from flock_ray.testing.virtual_time import VirtualClock, VirtualTimeLoop, run_virtual
 
-__all__ = ["MemoryPersistence", "VirtualClock", "VirtualFlock", "VirtualTimeLoop", "run_virtual"]
+__all__ = [
+    "MemoryPersistence",
+    "ScriptedModel",
+    "VirtualClock",
+    "VirtualFlock",
+    "VirtualTimeLoop",
+    "run_virtual",
+]

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.board import Board
 from flock_ray.core.ids import owned_slots
+from flock_ray.engines.records import RecordingModel
+from flock_ray.engines.services import Services
 from flock_ray.flock import Flock
+from flock_ray.gateway.gateway import Gateway
+from flock_ray.mcp.hub import McpHub
 from flock_ray.opening import DEFAULT_BOARD, Opened
-from flock_ray.testing.local import FOREVER_S, LocalBoard
+from flock_ray.testing.local import FOREVER_S, LocalBoard, inline
 from flock_ray.testing.virtual_time import VirtualClock
+
+if TYPE_CHECKING:
+    from flock_ray.model import Model
+
+SCRIPTED_MODEL = "test/scripted"
+"""Name of the model when a flock has a `language_model` and no name for it."""
 
 
 class VirtualFlock(Flock):
@@ -22,18 +32,45 @@ class VirtualFlock(Flock):
     returns can't be timed out here.
     """
 
-    def __init__(self, model: str | None = None, **options: Any) -> None:
-        """Declare a flock; options as for `Flock`."""
+    def __init__(
+        self, model: str | None = None, *, language_model: Model | None = None, **options: Any
+    ) -> None:
+        """Declare a flock.
+
+        Args:
+            model: Default model of agents without an engine; None: "test/scripted", if there is a `language_model`.
+            language_model: Answers every call to a model, such as a `ScriptedModel`; None: there are no models.
+            options: As for `Flock`.
+        """
+        if language_model is not None and model is None:
+            model = SCRIPTED_MODEL
         super().__init__(model, **options)
+        self.language_model = language_model
+        self._tool_servers = McpHub()
         self.local: LocalBoard | None = None
         """The board's parts, for tests that look inside; None before the first use."""
 
     @classmethod
     def of(cls, flock: Flock, **options: Any) -> VirtualFlock:
         """Return a virtual flock with the agents that are declared on a real one."""
-        virtual = cls(flock.model, **options)
+        given = {"embedder": flock.embedder, "context_provider": flock.context_provider}
+        virtual = cls(flock.model, **{**given, **options})
         virtual._builders = dict(flock._builders)
+        virtual._components = flock._components
+        virtual._mcp_servers = dict(flock._mcp_servers)
         return virtual
+
+    def _services(self, clock: VirtualClock) -> Services:
+        """Return what the workers offer to engines."""
+        model, plan = self.language_model, self._gateway_plan
+        if model is None and plan.cassette is not None:
+            model = Gateway(plan, monotonic=asyncio.get_running_loop().time)
+        recording = None
+        if model is not None:
+            recording = RecordingModel(model, now_us=clock.now_us, capture=plan.capture, redact=plan.redact)
+        return Services(
+            model=recording, default_model=self.model, tool_servers=self._tool_servers, inline=True
+        )
 
     async def _open(self) -> Opened:
         settings = self._settings
@@ -55,6 +92,7 @@ class VirtualFlock(Flock):
             shard_settings=ShardSettings(max_artifacts=per_shard, max_open=settings.max_open),
             max_workers=settings.max_workers or 1,
             max_payload_bytes=settings.max_payload_bytes,
+            services=self._services(clock),
         )
         local.begin()
         board = Board(
@@ -68,8 +106,11 @@ class VirtualFlock(Flock):
             publish_timeout_s=settings.publish_timeout.total_seconds(),
             long_call_s=FOREVER_S,
         )
+        board.edge.offload = inline
 
         async def close(end: bool) -> None:
             await local.close()
+            if self._tool_servers.is_running:
+                await asyncio.to_thread(self._tool_servers.close)
 
         return Opened(board, close, True)

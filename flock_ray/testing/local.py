@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.ids import owned_slots
 from flock_ray.core.registry import TypeRegistry
+from flock_ray.engines.services import Services
 from flock_ray.ports import Clock, PeerGoneError, ShardStore
 
 FOREVER_S = 1e8
@@ -192,7 +194,8 @@ class InlineExecutor:
         self._open.clear()
 
 
-async def _inline(function: Callable[..., Any], *args: Any) -> Any:
+async def inline(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function on the loop itself, where others use a thread."""
     return function(*args)
 
 
@@ -210,6 +213,7 @@ class LocalBoard:
         max_payload_bytes: int,
         store: Callable[[int], ShardStore | None] | None = None,
         router_settings: RouterSettings | None = None,
+        services: Services | None = None,
     ) -> None:
         """Make router and shards; `begin` sets them to work.
 
@@ -222,6 +226,7 @@ class LocalBoard:
             max_payload_bytes: Largest payload.
             store: Opens the store of a shard, again for each shard that is made under its number; None: no store.
             router_settings: Times; None: nothing ever times out.
+            services: What the workers offer to engines, each a copy; None: nothing.
         """
         self.codec = LocalCodec()
         self._clock = clock
@@ -234,6 +239,7 @@ class LocalBoard:
             heartbeat_deadline_s=FOREVER_S, max_shared_workers=max_workers,
         )  # fmt: skip
         self._store = store or (lambda _: None)
+        self.services = services or Services()
         self.workers: dict[str, Worker] = {}
         self._attached: dict[str, asyncio.Task[Any]] = {}
         self.shards: list[Shard | None] = [self._make_shard(i) for i in range(num_shards)]
@@ -294,7 +300,8 @@ class LocalBoard:
         made = Worker(
             worker, clock=self._clock, monotonic=lambda: asyncio.get_running_loop().time(), peers=self,
             codec=self.codec, executor=InlineExecutor, registry=self._registry,
-            max_payload_bytes=self._max_payload_bytes, offload=_inline,
+            max_payload_bytes=self._max_payload_bytes, offload=inline,
+            services=dataclasses.replace(self.services), num_shards=self.num_shards,
         )  # fmt: skip
         self.workers[worker] = made
         self._attached[worker] = asyncio.ensure_future(self._stay_attached(worker))

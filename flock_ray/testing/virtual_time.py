@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,10 +20,11 @@ class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
+        self.held = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:
-            return super().select(None)  # no timer at all: only real I/O can go on
+        if timeout is None or (self.held and timeout > 0):
+            return super().select(None)  # no timer that could go off: only real I/O can go on
         ready = super().select(0)
         if not ready and timeout > 0:
             self.now_s += timeout
@@ -33,7 +35,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """A loop for tests: `asyncio.sleep`, timeouts and `call_later` pass without waiting.
 
     For code that waits on timers and other coroutines. With real sockets or threads time may jump
-    past their answers.
+    past their answers, unless they are waited for in `hold()`.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,18 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
         # A timer that is due within this is due: otherwise rounding could stop a jump just before it.
         self._clock_resolution = 1e-6
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Stop the clock while something outside of this loop, such as a thread, is waited for.
+
+        It must wake the loop when it is done (`call_soon_threadsafe`).
+        """
+        self._jumping.held += 1
+        try:
+            yield
+        finally:
+            self._jumping.held -= 1
 
     def time(self) -> float:
         """Return virtual seconds since the loop was made."""

@@ -209,7 +209,7 @@ KIND = re.compile(r"\"([a-z_]+\.[a-z_]+)\"")
 def test_the_reference_lists_every_event_kind_of_the_code() -> None:
     sources = [
         p
-        for folder in ("core", "engines", "actors")
+        for folder in ("core", "engines", "actors", "mcp", "components")
         for p in (REPOSITORY / "flock_ray" / folder).rglob("*.py")
     ]
     kinds = {kind for source in sources for kind in KIND.findall(source.read_text())}

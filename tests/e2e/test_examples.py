@@ -26,6 +26,13 @@ PRINTS = {
     "hello": [r"Bonjour, Ada!", r"Bonjour, Grace!"],
     "join": [r"shipped: \[1, 3\]"],
     "own_pool": [r"9592 primes below 100000, counted by [12] process\(es\)"],
+    "ticket_triage": [
+        r"billing: I was charged twice, .*",
+        r"tech: The app shows an error .*",
+        r"sales: Is there an offer .*",
+        r"front: Your office plants .*",
+        r"NO  semantic 'app error crash login problem': similarity 0.\d+, threshold 0.25",
+    ],
     "visibility": [
         r"the canteen is closed -> \['analyst', 'intern'\]",
         r"we sell the company -> \['analyst'\]",

@@ -136,6 +136,11 @@ class SimStore(MemoryStore):
     async def read(self, query: ArtifactQuery, after: int, limit: int) -> list[tuple[int, Envelope]]:
         return await self._call(partial(super().read, query, after, limit))
 
+    async def newest(
+        self, query: ArtifactQuery, limit: int, before: tuple[int, bytes] | None = None
+    ) -> list[tuple[int, Envelope]]:
+        return await self._call(partial(super().newest, query, limit, before))
+
     async def count(self, query: ArtifactQuery) -> int:
         return await self._call(partial(super().count, query))
 

@@ -8,7 +8,8 @@ from datetime import timedelta
 from pydantic import BaseModel
 
 from flock_ray import When, flock_type, only_for
-from flock_ray.testing import VirtualFlock, run_virtual
+from flock_ray.model import ToolCall
+from flock_ray.testing import ScriptedModel, VirtualFlock, run_virtual
 
 
 @flock_type(name="asking.Claim")
@@ -98,3 +99,34 @@ def test_check_knows_what_was_published_so_far() -> None:
 
     assert run_virtual(main()) == (1, 0)
     assert VirtualFlock().check() == []
+
+
+def test_why_says_which_model_prompt_repairs_and_tools_led_to_an_artifact() -> None:
+    def look_up(n: int) -> str:
+        """Look a claim up."""
+        return f"claim {n} is fine"
+
+    model = ScriptedModel([ToolCall("c1", "look_up", '{"n": 1}'), {"n": "one"}, {"n": 7}], model="some/model")
+
+    async def main() -> None:
+        async with VirtualFlock(shards=2, language_model=model) as flock:
+            flock.agent("prover").consumes(Claim).publishes(Proof).with_tools([look_up])
+            flock.agent("plain").consumes(Proof).runs(lambda proof: None)
+            claim = await flock.publish(Claim(n=1))
+            await flock.run_until_idle()
+            proof = (await flock.store.list_by_type("asking.Proof"))[0]
+            why = await flock.why(proof)
+
+            assert [line.partition(":")[0] for line in why.how] == [
+                "model some/model (asked was test/scripted)",
+                "tool look_up",
+                "model some/model (asked was test/scripted)",
+                "repair 1",
+                "model some/model (asked was test/scripted)",
+            ]
+            assert "prompt scripted-1, " in why.how[0]
+            assert "asked again for all" in why.how[3]
+            assert "by: repair 1: asking.Proof.n" in str(why) or "by: repair 1: Proof.n" in str(why)
+            assert (await flock.why(claim)).how == ()
+
+    run_virtual(main())

@@ -178,6 +178,7 @@ def test_retryable() -> None:
         "AgentTimeoutError",
         "BackpressureError",
         "CapacityError",
+        "GuardUnavailableError",
         "ModelError",
         "ModelTimeoutError",
         "PoolSaturatedError",

@@ -39,6 +39,7 @@ _leaf = {
     str: st.text(max_size=5),
     bytes: st.binary(max_size=5),
     bool: st.booleans(),
+    float: st.floats(allow_nan=False),
 }
 
 
@@ -65,5 +66,5 @@ def _of(info: msgspec.inspect.Type) -> st.SearchStrategy[object]:
         return st.none()
     if isinstance(info, msgspec.inspect.DictType):
         return st.dictionaries(_of(info.key_type), _of(info.value_type), max_size=2)
-    names = {"IntType": int, "StrType": str, "BytesType": bytes, "BoolType": bool}
+    names = {"IntType": int, "StrType": str, "BytesType": bytes, "BoolType": bool, "FloatType": float}
     return _leaf[names[type(info).__name__]]

@@ -120,3 +120,59 @@ async def test_cancelling_the_whole_ends_every_candidate() -> None:
 def test_an_interrupt_is_no_failed_candidate() -> None:
     with pytest.raises(KeyboardInterrupt):
         best_of_sync(2, attempts(KeyboardInterrupt(), 1), lambda made: made)
+
+
+async def test_as_soon_as_one_is_good_enough_the_rest_is_cancelled() -> None:
+    cancelled = []
+    numbers = iter(range(5))
+
+    async def attempt() -> int:
+        number = next(numbers)
+        try:
+            await asyncio.sleep(0.001 if number == 3 else 3600)
+        except asyncio.CancelledError:
+            cancelled.append(number)
+            raise
+        return number
+
+    made, notes = await best_of(5, attempt, lambda made: made, good_enough=3)
+
+    assert made == 3
+    assert cancelled == [0, 1, 2, 4]
+    assert notes == [("best_of.stopped", "one of 5 was good enough")]
+
+
+async def test_none_good_enough_means_the_best_of_all() -> None:
+    results = attempts(ValueError("one"), 2, 5, 1)
+
+    made, notes = await best_of(4, awaited(results), lambda made: made, good_enough=9)
+
+    assert made == 5
+    assert notes == [("best_of.failed", "ValueError: one")]
+
+
+def test_sync_candidates_are_made_until_one_is_good_enough() -> None:
+    made, notes = best_of_sync(4, attempts(1, 7), lambda made: made, good_enough=7)
+
+    assert (made, notes) == (7, [])
+
+
+async def test_a_cancelled_run_leaves_no_candidate_behind() -> None:
+    ended = []
+
+    async def attempt() -> int:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(1)
+        return 1
+
+    run = asyncio.ensure_future(best_of(3, attempt, lambda made: made, good_enough=1))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    run.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await run
+    await asyncio.sleep(0)
+    assert ended == [1, 1, 1]

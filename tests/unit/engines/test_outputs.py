@@ -10,6 +10,7 @@ from flock_ray.core.definition import OutputSpec
 from flock_ray.core.specs import FanOutRange
 from flock_ray.core.visibility import PrivateVisibility, PublicVisibility, narrow, only_for
 from flock_ray.engines.outputs import (
+    MAX_NOTES,
     OutputContract,
     Returned,
     bounded_notes,
@@ -299,9 +300,9 @@ def test_a_visibility_function_must_return_a_visibility() -> None:
 
 
 def test_notes_are_bounded() -> None:
-    notes = bounded_notes([("k", "x" * 5000)] * 30)
+    notes = bounded_notes([("k", "x" * 5000)] * (MAX_NOTES + 10))
 
-    assert len(notes) == 21
+    assert len(notes) == MAX_NOTES + 1
     assert len(notes[0][1]) == 1000
     assert notes[-1] == ("notes.cut", "10 more notes")
     assert bounded_notes([]) == ()

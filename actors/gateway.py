@@ -1,0 +1,209 @@
+"""Hosts a `Gateway` for workers elsewhere: takes batches of calls, hands back what happened to them.
+
+No Ray in here. `submit` returns at once; a client fetches with `collect`, of which it keeps one call open. So
+no method waits for another process, a dead gateway is noticed at once, and a silent client loses its calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from flock_ray.actors.model_messages import (
+    Ask,
+    Told,
+    ToldBatch,
+    decode_asks,
+    decode_request,
+    encode,
+    failure_of,
+)
+from flock_ray.errors import FlockError, RateLimitError
+from flock_ray.gateway.gateway import Gateway
+
+__all__ = ["GatewayHost"]
+
+logger = logging.getLogger(__name__)
+
+SILENT_S = 30.0
+"""A client that does not collect for so long is gone: its calls are cancelled."""
+MAX_OPEN = 20_000
+"""Calls of a gateway; more are refused and come again."""
+COALESCE_S = 0.01
+"""How long pieces of text wait for more of them; the end of a call does not wait."""
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+
+
+class _Session:
+    """One client, from its first batch to its last; a new session of it ends the one before."""
+
+    def __init__(self, name: str, now: float) -> None:
+        self.name = name
+        self.seen = now
+        self.tasks: dict[int, asyncio.Task[None]] = {}
+        self.told: dict[int, Told] = {}
+        self.urgent = asyncio.Event()
+        """Something has ended."""
+        self.some = asyncio.Event()
+        self.collecting = 0
+
+    def tell(self, call: int) -> Told:
+        told = self.told.get(call)
+        if told is None:
+            told = self.told[call] = Told(call, [])
+        self.some.set()
+        return told
+
+    def piece(self, call: int, text: str) -> None:
+        pieces = self.tell(call).pieces
+        if not text:
+            pieces[:] = [""]
+        elif pieces and pieces[-1]:
+            pieces[-1] += text
+        else:
+            pieces.append(text)
+
+    def take(self) -> list[Told]:
+        """Take what there is, up to the size of a batch."""
+        taken, size = list[Told](), 0
+        for call in list(self.told):
+            told = self.told.pop(call)
+            taken.append(told)
+            size += sum(map(len, told.pieces)) + len(told.reply or b"")
+            if size > MAX_BATCH_BYTES:
+                break
+        if not self.told:
+            self.some.clear()
+            self.urgent.clear()
+        return taken
+
+    def end(self) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        self.told.clear()
+        self.urgent.set()
+        self.some.set()
+
+
+class GatewayHost:
+    """Runs the calls of many clients through one gateway."""
+
+    def __init__(self, make: Callable[[], Gateway], *, monotonic: Callable[[], float]) -> None:
+        """Create a host.
+
+        Args:
+            make: Makes the gateway at the first call; what it raises is the answer to every call.
+            monotonic: A clock in seconds that never goes back.
+        """
+        self._make = make
+        self._gateway: Gateway | None = None
+        self._broken: FlockError | None = None
+        self._monotonic = monotonic
+        self._sessions: dict[str, _Session] = {}
+        self.open_calls = 0
+        self.last_used = monotonic()
+
+    async def warm_up(self) -> None:
+        """Make the gateway, and import what its first call would import."""
+        gateway = self._ready()
+        if gateway is not None:
+            await gateway.warm_up()
+
+    async def submit(self, blob: bytes) -> int:
+        """Begin and give up calls; returns how many are open here."""
+        batch = decode_asks(blob)
+        self.last_used = now = self._monotonic()
+        session = self._session(batch.client, batch.session, now)
+        for call in batch.cancels:
+            task = session.tasks.get(call)
+            if task is not None:
+                task.cancel()
+            session.told.pop(call, None)
+        for ask in batch.asks:
+            if ask.id not in session.tasks:
+                session.tasks[ask.id] = asyncio.ensure_future(self._run(session, ask))
+        return self.open_calls
+
+    async def collect(self, client: str, name: str, wait_s: float) -> bytes:
+        """Return what happened to the calls of a session, after `wait_s` seconds at most."""
+        session = self._session(client, name, self._monotonic())
+        session.collecting += 1
+        try:
+            if not session.some.is_set():
+                await _wait(session.some, wait_s)
+            if session.some.is_set() and not session.urgent.is_set():
+                await _wait(session.urgent, COALESCE_S)
+        finally:
+            session.collecting -= 1
+            session.seen = self._monotonic()
+        return encode(ToldBatch(session.take(), self.open_calls))
+
+    def sweep(self) -> None:
+        """Cancel the calls of clients that are gone; to be called every few seconds."""
+        now = self._monotonic()
+        for client, session in list(self._sessions.items()):
+            if not session.collecting and now - session.seen > SILENT_S:
+                session.end()
+                del self._sessions[client]
+        if self.open_calls:
+            self.last_used = now
+
+    def close(self) -> None:
+        """Cancel everything."""
+        for session in self._sessions.values():
+            session.end()
+        self._sessions.clear()
+
+    def _session(self, client: str, name: str, now: float) -> _Session:
+        session = self._sessions.get(client)
+        if session is None or session.name != name:
+            if session is not None:
+                session.end()
+            session = self._sessions[client] = _Session(name, now)
+        session.seen = now
+        return session
+
+    def _ready(self) -> Gateway | None:
+        if self._gateway is None and self._broken is None:
+            try:
+                self._gateway = self._make()
+            except FlockError as error:
+                self._broken = error
+        return self._gateway
+
+    async def _run(self, session: _Session, ask: Ask) -> None:
+        self.open_calls += 1
+        try:
+            told = await self._answered(session, ask)
+            known = session.tell(ask.id)
+            known.reply, known.failure = told.reply, told.failure
+            session.urgent.set()
+        finally:
+            self.open_calls -= 1
+            session.tasks.pop(ask.id, None)
+
+    async def _answered(self, session: _Session, ask: Ask) -> Told:
+        try:
+            gateway = self._ready()
+            if gateway is None:
+                raise self._broken or RuntimeError("no gateway")
+            if self.open_calls > MAX_OPEN:
+                raise RateLimitError(f"The model gateway has {MAX_OPEN} open calls. Wait.", retry_after_s=1.0)
+            on_text = (lambda text: session.piece(ask.id, text)) if ask.streams else None
+            reply = await gateway.complete_one(decode_request(ask.request), on_text, ask.hurried)
+            return Told(ask.id, reply=encode(reply))
+        except FlockError as error:
+            return Told(ask.id, failure=failure_of(error))
+        except Exception as error:
+            # Never the error's text: it may hold a prompt.
+            logger.error("a model call failed in the gateway with a %s", type(error).__name__)
+            return Told(ask.id, failure=failure_of(error))
+
+
+async def _wait(event: asyncio.Event, wait_s: float) -> None:
+    try:
+        async with asyncio.timeout(wait_s):
+            await event.wait()
+    except TimeoutError:
+        pass

@@ -1,0 +1,106 @@
+"""A newsroom: three reporters write at the same time, and the terminal shows them writing.
+
+Every agent has a panel of its own while it speaks. Where there is no terminal, as in a pipe, lines come instead,
+each with its agent's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+
+from pydantic import BaseModel, Field
+
+from examples.llm.stage import perform
+from flock_ray import Flock, WorkflowError, flock_type
+from flock_ray.model import ModelReply, ModelRequest
+from flock_ray.testing import ScriptedModel, VirtualFlock
+
+DESKS = {"business": "money and jobs", "science": "what is known and what is not", "sports": "who wins"}
+
+
+@flock_type
+class Lead(BaseModel):
+    """Something that may be news."""
+
+    text: str
+
+
+@flock_type
+class Story(BaseModel):
+    desk: str
+    headline: str = Field(max_length=80)
+    text: str = Field(max_length=600)
+
+
+def declare(flock: Flock) -> None:
+    for desk, angle in DESKS.items():
+        (
+            flock.agent(desk)
+            .description(
+                f"Writes for the {desk} desk, which asks for {angle}: a headline and three sentences."
+            )
+            .consumes(Lead)
+            .publishes(Story)
+        )
+
+
+async def play(flock: Flock) -> None:
+    declare(flock)
+    async with flock.print_stream():
+        lead = await flock.publish(Lead(text="The city builds a velodrome on the old airfield."))
+        await flock.run_until_idle(timeout=300)
+    stories = [
+        a.payload for a in await flock.store.list(correlation_id=lead.correlation_id) if a.type == "Story"
+    ]
+    for story in sorted(stories, key=lambda story: str(story["desk"])):
+        print(f"{story['desk']}: {story['headline']}")
+    for error in await flock.store.get_by_type(WorkflowError):
+        print(error.error_type, error.error_message)
+
+
+SCRIPT = {
+    "business": Story(
+        desk="business",
+        headline="Velodrome: forty jobs, and a loan",
+        text="The city lends twelve million. Forty people will work there. Whether it pays is open.",
+    ),
+    "science": Story(
+        desk="science",
+        headline="What lives on the airfield",
+        text="Larks breed on the old runways. Nobody has counted them lately. A count begins in May.",
+    ),
+    "sports": Story(
+        desk="sports",
+        headline="Boards for a new generation",
+        text="The track is 250 metres long. The national team trains there. The first race is in autumn.",
+    ),
+}
+
+
+class Typist(ScriptedModel):
+    """Gives the answers of a script word by word, as fast as models write."""
+
+    async def complete(
+        self, request: ModelRequest, on_text: Callable[[str], None] | None = None
+    ) -> ModelReply:
+        reply = await super().complete(request)
+        if on_text is not None:
+            for word in reply.text.split(" "):
+                on_text(f"{word} ")
+                await asyncio.sleep(0.05)
+        return reply
+
+
+async def rehearse() -> None:
+    async with VirtualFlock(language_model=Typist(SCRIPT)) as flock:
+        await play(flock)
+
+
+if __name__ == "__main__":
+    if os.environ.get("FLOCK_MODEL") or not sys.stdout.isatty():
+        perform(play, SCRIPT)
+    else:
+        asyncio.run(rehearse())

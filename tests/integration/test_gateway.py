@@ -1,0 +1,89 @@
+"""Model calls on Ray: worker, gateway, litellm and a server that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import ray
+
+from flock_ray import Flock
+from flock_ray.gateway.settings import ModelSettings
+from tests import llm_answers as answers
+from tests.integration.models import Shout, Word
+from tests.llm_server import LLMServer
+
+MODEL = "openai/gpt-4.1-mini"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[LLMServer]:
+    async with LLMServer() as server:
+        yield server
+
+
+def asker(new_flock: Callable[..., Flock], server: LLMServer, **settings: Any) -> Flock:
+    known = ModelSettings(api_key=server.key, api_base=server.url, **settings)
+    flock = new_flock(model=MODEL, models={"openai/*": known})
+    flock.agent("oracle").description("Answers.").consumes(Word).publishes(Shout).max_concurrency(50)
+    return flock
+
+
+async def gateway_pid(flock: Flock) -> int:
+    namespace = await flock._ready()  # opened
+    del namespace
+    found = [a for a in ray.util.list_named_actors(all_namespaces=True) if ":gateway:" in a["name"]]
+    handle = ray.get_actor(found[-1]["name"], found[-1]["namespace"])
+    return int(await handle.start_up.remote())
+
+
+async def test_an_agent_is_answered_by_a_model_and_the_calls_are_counted(
+    new_flock: Callable[..., Flock], server: LLMServer
+) -> None:
+    server.on(lambda _: True, answers.json_answer({"text": "yes"}, usage=(100, 10, 0)))
+    flock = asker(new_flock, server)
+
+    artifacts = [await flock.publish(Word(text=f"q{i}")) for i in range(20)]
+    await flock.run_until_idle(timeout=60)
+
+    found = await flock.store.get_by_type(Shout)
+    assert len(found) == 20
+    (row,) = await flock.usage()
+    assert (row.agent, row.model, row.calls, row.input_tokens) == ("oracle", MODEL, 20, 2000)
+    assert row.cost_usd == pytest.approx(20 * (100 * 0.4e-6 + 10 * 1.6e-6))
+    (one,) = await flock.usage(workflow=artifacts[0])
+    assert one.calls == 1
+
+
+async def test_a_killed_gateway_is_replaced_and_its_calls_are_answered_once(
+    new_flock: Callable[..., Flock], server: LLMServer
+) -> None:
+    server.on(lambda _: True, answers.json_answer({"text": "yes"}, latency_s=1.5))
+    flock = asker(new_flock, server)
+    for i in range(5):
+        await flock.publish(Word(text=f"q{i}"))
+    await server.until(lambda s: s.open == 5, timeout_s=40)
+
+    os.kill(await gateway_pid(flock), signal.SIGKILL)
+    await flock.run_until_idle(timeout=60)
+
+    assert len(await flock.store.get_by_type(Shout)) == 5
+    assert server.num_requests >= 10
+    (row,) = await flock.usage()
+    assert row.calls == 5 and row.failed == 0 and row.tries >= 10
+
+
+async def test_cancelling_a_workflow_cancels_the_http_request(
+    new_flock: Callable[..., Flock], server: LLMServer
+) -> None:
+    server.on(lambda _: True, answers.silent())
+    flock = asker(new_flock, server)
+    artifact = await flock.publish(Word(text="q"))
+    await server.until(lambda s: s.open == 1, timeout_s=40)
+
+    await flock.cancel(artifact)
+
+    await server.until(lambda s: s.num_cancelled == 1, timeout_s=10)
