@@ -19,10 +19,13 @@ from flock_ray.ports import ShardStore
 logger = logging.getLogger(__name__)
 
 RECENT_IDS = 100_000
-"""Artifact ids a shard remembers, so that a call that is repeated after a failure finds its artifacts."""
+"""Artifact ids a shard remembers at least, so that a call that is repeated after a failure finds its artifacts."""
 
 STEP_BYTES = 256 * 1024
-"""Snapshots made between two micro-batches."""
+"""Snapshots made between two micro-batches, at least."""
+
+STEPS_PER_BYTE = 4
+"""Bytes of snapshots per byte that the journal grows meanwhile: so a rotation ends long before the next is due."""
 
 MAX_BACKOFF_S = 2.0
 
@@ -31,6 +34,31 @@ SNAPSHOT_RETRY_S = 1.0
 
 Watch = Callable[[Sequence[WorkflowRow], Collection[tuple[int, str]]], None]
 """Told of every batch: the rows that it writes, and (slot, id) of the workflows that it brings back."""
+
+
+class RecentIds:
+    """The newest ids, at least `RECENT_IDS` and at most twice as many.
+
+    Two generations: a dict that loses its oldest key for each new one gets slower with every one of them.
+    """
+
+    __slots__ = ("_limit", "_new", "_old")
+
+    def __init__(self, ids: Iterable[bytes] = (), *, limit: int = RECENT_IDS) -> None:
+        """Remember ids, the oldest first."""
+        self._limit = limit
+        self._old: set[bytes] = set()
+        self._new: set[bytes] = set(ids)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Say whether an id is remembered."""
+        return key in self._new or key in self._old
+
+    def add(self, ids: Iterable[bytes]) -> None:
+        """Remember more; forgets the older generation when the newer one is full."""
+        self._new.update(ids)
+        if len(self._new) >= self._limit:
+            self._old, self._new = self._new, set()
 
 
 class Keeper:
@@ -60,7 +88,7 @@ class Keeper:
         self._begun = 0
         """Number of the newest batch that was given to the store, which may not have it yet."""
         self.watch: Watch | None = None
-        self._recent: dict[bytes, None] = {}
+        self._recent = RecentIds()
         self._rotation = Rotation(core, store, snapshot_bytes)
         self.down_since: float | None = None
         """Loop time since which the store does not answer; None while it does."""
@@ -96,8 +124,8 @@ class Keeper:
         loaded = await self.store.load()
         recovery = Recovery(loaded)
         if missing := recovery.missing():
-            recovery.fill(await self.store.bodies(missing))
-        self._recent = dict.fromkeys(await self.store.recent_ids(RECENT_IDS))
+            recovery.fill(await self.store.bodies(missing, recovery.positions()))
+        self._recent = RecentIds(await self.store.recent_ids(RECENT_IDS))
         self._lsn = self._begun = loaded.last_lsn
         return recovery
 
@@ -199,11 +227,7 @@ class Keeper:
         self._appending = False
         self._lsn = batch.lsn
         self.head = core.index.head
-        recent = self._recent
-        for _, envelope in batch.artifacts:
-            recent[envelope.id] = None
-        while len(recent) > RECENT_IDS:
-            del recent[next(iter(recent))]
+        self._recent.add([envelope.id for _, envelope in batch.artifacts])
         self._rotation.note(len(frame), {record.slot for record in records})
         return len(records)
 
@@ -266,6 +290,8 @@ class Rotation:
         self._began: tuple[int, bytes] | None = None
         """(lsn, shard state) at the beginning of the rotation under way."""
         self._size = 0
+        self._grown = 0
+        """Bytes of frames since the last step."""
         self._saving = False
         self._wanted: list[tuple[int, asyncio.Future[None]]] = []
 
@@ -291,6 +317,7 @@ class Rotation:
     def note(self, size: int, slots: set[int]) -> None:
         """Note a frame and the slots that it changed."""
         self._bytes += size
+        self._grown += size
         self._dirty |= slots
 
     def give_up(self) -> None:
@@ -322,7 +349,8 @@ class Rotation:
     def _take(self, lsn: int) -> list[Snapshot]:
         taken: list[Snapshot] = []
         size = 0
-        while self._todo and size < STEP_BYTES:
+        enough, self._grown = max(STEP_BYTES, STEPS_PER_BYTE * self._grown), 0
+        while self._todo and size < enough:
             index = self._todo.pop()
             taken.append(Snapshot(index, lsn, snapshot_slot(self._core, index)))
             size += len(taken[-1].data)

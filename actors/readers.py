@@ -83,13 +83,11 @@ class ShardReaders(ShardSearch):
             if not waiter.done():
                 waiter.set_result(None)
 
-    async def _change(self, wait_s: float) -> bool:
-        """Wait for anything new; False when the time is over."""
+    def _next_change(self) -> asyncio.Future[None]:
+        """Return what is done as soon as anything is new: take it before looking, or a change is missed."""
         if self._changed is None:
             self._changed = asyncio.get_running_loop().create_future()
-        changed = self._changed
-        done, _ = await asyncio.wait([changed], timeout=wait_s)
-        return bool(done)
+        return self._changed
 
     async def wait_quiet(self, workflow: str | None, wait_s: float) -> tuple[bool, int]:
         """Wait until nothing is open here, of one workflow or (None) of all.
@@ -142,6 +140,7 @@ class ShardReaders(ShardSearch):
         await self.ready()
         index = self.core.index
         while True:
+            change, head = self._next_change(), self._head()
             gap = self._keeper is None and after > 0 and index.evicted_after(after, type_name)
             found = await self._find(after, type_name, workflow, limit)
             if found:
@@ -151,8 +150,8 @@ class ShardReaders(ShardSearch):
                     found[-1][0],
                     gap,
                 )
-            after = max(after, self._head())
-            if wait_s <= 0 or not await self._change(wait_s):
+            after = max(after, head)  # not the head of now: what came while the store read was not looked at
+            if wait_s <= 0 or not await _comes(change, wait_s):
                 return _encode([]), [], after, gap
 
     def _head(self) -> int:
@@ -181,6 +180,7 @@ class ShardReaders(ShardSearch):
     ) -> tuple[bytes, int]:
         """Return events behind a position, waiting for the first one: msgpack of a list, and the new position."""
         while True:
+            change = self._next_change()
             found, position = self.core.events.read(
                 after, min(limit, MAX_READ), kinds=frozenset(kinds), correlation_id=workflow
             )
@@ -189,16 +189,17 @@ class ShardReaders(ShardSearch):
                     [msgspec.structs.replace(event, shard=self.index) for event in found]
                 ), position
             after = max(after, position)
-            if not await self._change(wait_s):
+            if not await _comes(change, wait_s):
                 return _encode([]), after
 
     async def counts(self, queries: bytes, known: list[int] | None, wait_s: float) -> list[int]:
         """Count artifacts; with `known`, answer as soon as a count differs from it or the time is over."""
         wanted = msgspec.msgpack.decode(queries, type=list[CountQuery])
         while True:
+            change = self._next_change()
             await self._durable()
             now = [await self._count(query) for query in wanted]
-            if known is None or now != known or wait_s <= 0 or not await self._change(wait_s):
+            if known is None or now != known or wait_s <= 0 or not await _comes(change, wait_s):
                 return now
 
     async def _count(self, query: CountQuery) -> int:
@@ -280,3 +281,9 @@ class ShardReaders(ShardSearch):
             "records": self.num_records,
             "messages": self.num_messages,
         }
+
+
+async def _comes(change: asyncio.Future[None], wait_s: float) -> bool:
+    """Wait for a change; False when the time is over."""
+    done, _ = await asyncio.wait([change], timeout=wait_s)
+    return bool(done)

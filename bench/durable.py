@@ -25,6 +25,8 @@ from tests.redis_server import RedisServer
 from tests.servers import PostgresServer
 
 BATCH = 500
+SHARDS = 2
+"""Of durable boards: while one shard waits for its store another one works."""
 SINGLES, QUICK_SINGLES = 200, 40
 
 
@@ -70,16 +72,18 @@ async def _measure(backend: str, *, quick: bool) -> dict[str, Any]:
     samples = QUICK_SINGLES if quick else SINGLES
     floors: dict[str, Any] = {"sqlite": sqlite_floor, "postgres": postgres_floor, "redis": redis_floor}
     with opened(backend) as (persistence, place):
-        async with Flock(persistence=persistence, no_output=True) as flock:
+        shards = 1 if persistence is None else SHARDS
+        async with Flock(persistence=persistence, shards=shards, no_output=True) as flock:
             add_chain(flock)
             await drive(flock, 1_000, 100)
-            rate = await measure_rate(flock, count, BATCH, 1)
+            rate = await measure_rate(flock, count, BATCH, shards)
             single = await _publish_ms(flock, samples)
             chain = await latency_ms(flock, samples, idle=True)
         floor = await floors[backend](place, quick=quick) if backend in floors else {}
     return {
         "backend": backend,
         "items": count,
+        "shards": shards,
         **rate,
         "publish_ms": single,
         "chain_ms": chain,

@@ -20,14 +20,16 @@ from bench.machine import REPOSITORY
 from bench.runner import prepare_environment
 
 
-async def _drive(items: int, batch: int, driver: cProfile.Profile | None) -> dict[str, Any]:
+async def _drive(
+    items: int, batch: int, driver: cProfile.Profile | None, persistence: Any, shards: int
+) -> dict[str, Any]:
     # Imported late: RAY_AUTH_* must be in the environment before anything imports Ray.
     from bench.chain_types import add_chain
     from bench.flock_chain import drive
     from bench.processes import CpuMeter
     from flock_ray import Flock
 
-    async with Flock(shards=1) as flock:
+    async with Flock(shards=shards, persistence=persistence) as flock:
         add_chain(flock)
         await drive(flock, 1_000, batch)
         meter = CpuMeter()
@@ -49,19 +51,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=500)
+    parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--top", type=int, default=25, help="functions shown per process")
     parser.add_argument(
         "--cpu-only", action="store_true", help="no cProfile: CPU per item by process, undistorted"
     )
+    parser.add_argument("--backend", default="memory", help="memory, sqlite, postgres or redis")
     options = parser.parse_args()
     prepare_environment(os.environ)
     os.chdir(REPOSITORY)
-    with tempfile.TemporaryDirectory(prefix="flock-profile-") as folder:
+    from bench.durable import opened
+
+    with (
+        tempfile.TemporaryDirectory(prefix="flock-profile-") as folder,
+        opened(options.backend) as (persistence, _),
+    ):
         driver = None
         if not options.cpu_only:
             os.environ["FLOCK_PROFILE_DIR"] = folder
             driver = cProfile.Profile()
-        result = asyncio.run(_drive(options.items, options.batch, driver))
+        result = asyncio.run(_drive(options.items, options.batch, driver, persistence, options.shards))
         if driver is not None:
             driver.dump_stats(Path(folder, "driver.prof"))
         print(f"{result['items_per_s']:.0f} items/s; microseconds of CPU per item:")

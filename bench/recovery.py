@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import Any
 
 from bench.durable import opened
 from flock_ray.actors.keeping import Keeper
+from flock_ray.actors.limits import ShardSettings
+from flock_ray.actors.processes import SHARD_GC_THRESHOLDS
 from flock_ray.core import wire
 from flock_ray.core.ids import derive_id, slot_of
 from flock_ray.core.rows import ArtifactQuery
@@ -35,7 +38,7 @@ async def _fill(persistence: Any, board: str, count: int, *, waits: bool) -> dic
     """Publish through a shard's core and keeper, as its loop does; returns the rate of the last tenth."""
     await persistence.prepare(board, 1)
     core = ShardCore(OWNED, max_artifacts=10_000, durable=True)
-    keeper = Keeper(core, persistence.store(board, 0, OWNED), snapshot_bytes=8 * 1024 * 1024)
+    keeper = Keeper(core, persistence.store(board, 0, OWNED), snapshot_bytes=ShardSettings().snapshot_bytes)
     await keeper.recover()
     core.install(TABLE, 1)
     tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +59,7 @@ async def _fill(persistence: Any, board: str, count: int, *, waits: bool) -> dic
 
 async def _recover(persistence: Any, board: str) -> dict[str, Any]:
     core = ShardCore(OWNED, max_artifacts=10_000, durable=True)
-    keeper = Keeper(core, persistence.store(board, 0, OWNED), snapshot_bytes=8 * 1024 * 1024)
+    keeper = Keeper(core, persistence.store(board, 0, OWNED), snapshot_bytes=ShardSettings().snapshot_bytes)
     started = time.perf_counter()
     await keeper.recover()
     seconds = time.perf_counter() - started
@@ -97,5 +100,6 @@ async def _measure(backend: str, *, quick: bool) -> dict[str, Any]:
 
 
 def run(*, quick: bool, backend: str) -> dict[str, Any]:
-    """Measure one backend in this process."""
+    """Measure one backend in this process, which collects garbage as seldom as a shard's."""
+    gc.set_threshold(*SHARD_GC_THRESHOLDS)
     return asyncio.run(_measure(backend, quick=quick))

@@ -253,7 +253,7 @@ def _durable_rows(results: Results) -> list[Row]:
         judged = backend != "memory" and base is not None
         rows.append(
             Row(
-                f"durable chain on {backend}, items/s (column toy: in memory)",
+                f"durable chain on {backend}, {result['shards']} shard(s), items/s (column toy: in memory)",
                 _count(rate),
                 _count(base),
                 f"{rate / base:.0%}" if base else "",
@@ -264,6 +264,10 @@ def _durable_rows(results: Results) -> list[Row]:
         rows.append(
             Row(f"one chain on an idle {backend} board, p50", _milliseconds(result["chain_ms"]["p50"]))
         )
+        if backend == "memory":
+            rows.append(
+                Row("one publish on an idle memory board, p50", _milliseconds(result["publish_ms"]["p50"]))
+            )
         if floor := result["floor"]:
             rows += _floor_rows(backend, result, floor)
     return rows

@@ -108,8 +108,13 @@ class Journal(Protocol):
 class ArtifactIndex(Protocol):
     """Questions about what a shard has made durable. Answered from indexes, never by reading everything."""
 
-    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+    async def bodies(self, ids: Collection[bytes], near: Collection[int] = ()) -> dict[bytes, bytes]:
         """Return payloads by artifact id; unknown ids are left out.
+
+        Args:
+            ids: Whose.
+            near: Feed positions at which most of them are: a store that finds positions faster than ids
+                looks there first.
 
         Raises:
             StoreCorruptError: A payload does not fit its checksum; names the artifact.

@@ -177,6 +177,13 @@ class IndexContract(StoreFixtures):
         assert [1, 2] == sorted(seq for seq, _ in await store.get(ids))
         assert [(1, artifact("a"))] == await store.get([key("a"), key("a")])
 
+    async def test_positions_are_a_hint_for_bodies_and_nothing_more(self, new_store: NewStore) -> None:
+        rows = [artifact("a"), artifact("b", payload=b"2"), artifact("c", payload=b"3")]
+        store = await filled(new_store, rows)
+        expected = {key("a"): b'{"n":1}', key("c"): b"3"}
+        for near in ([1, 3], [3], [2, 2], [7, 0, -1], range(1, 2000)):
+            assert expected == await store.bodies([key("a"), key("c"), key("unknown")], near)
+
     async def test_recent_ids_are_the_newest_in_the_order_of_the_feed(self, new_store: NewStore) -> None:
         store = await acquired(new_store)
         assert [] == await store.recent_ids(5)

@@ -124,7 +124,7 @@ class MemoryStore:
     def _select(self, query: ArtifactQuery, after: int = 0) -> Iterator[tuple[int, Envelope]]:
         return ((s, e) for s, e in self.disk.artifacts.items() if s > after and query.selects(e))
 
-    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+    async def bodies(self, ids: Collection[bytes], near: Collection[int] = ()) -> dict[bytes, bytes]:
         """Return payloads."""
         return {envelope.id: envelope.payload for _, envelope in await self.get(ids)}
 

@@ -46,7 +46,7 @@ class PostgresStore(PostgresJournal):
         async with self._connections.read() as connection:
             return await connection.fetch(self._sql(statement), await self._id(connection), *values)
 
-    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+    async def bodies(self, ids: Collection[bytes], near: Collection[int] = ()) -> dict[bytes, bytes]:
         """Return payloads by artifact id; unknown ids are left out."""
         found: dict[bytes, bytes] = {}
         for some in _parts(set(ids), _IDS_PER_READ):

@@ -7,6 +7,7 @@ indexes and analysts. Their texts are changed where PostgreSQL could not store o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 from zlib import crc32
@@ -35,6 +36,7 @@ def column_text(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=16_384)
 def column_key(text: str) -> str:
     """Return a text as it is stored in an indexed column: one that is too long becomes its start and a hash."""
     text = column_text(text)

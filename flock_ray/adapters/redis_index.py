@@ -65,7 +65,7 @@ class RedisIndex:
         self._line = line
         self._keys = keys
 
-    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+    async def bodies(self, ids: Collection[bytes], near: Collection[int] = ()) -> dict[bytes, bytes]:
         """Return payloads by artifact id; see `ArtifactIndex`."""
         found: dict[bytes, bytes] = {}
         for some in parts(set(ids)):

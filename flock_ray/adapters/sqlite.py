@@ -161,9 +161,9 @@ class SQLiteStore:
 
     # the index
 
-    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+    async def bodies(self, ids: Collection[bytes], near: Collection[int] = ()) -> dict[bytes, bytes]:
         """Return payloads by artifact id."""
-        return await self._points.run(lambda c: self._questions.bodies(c, ids))
+        return await self._points.run(lambda c: self._questions.bodies(c, ids, near))
 
     async def get(self, ids: Collection[bytes]) -> list[tuple[int, Envelope]]:
         """Return artifacts by id."""

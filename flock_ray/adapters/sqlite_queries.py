@@ -21,7 +21,7 @@ from typing import Any, Literal
 from flock_ray.adapters.sqlite_append import Kinds, read_kinds, transaction
 from flock_ray.adapters.sqlite_files import ShardFile
 from flock_ray.adapters.sqlite_journal import FOUND, find, newest
-from flock_ray.adapters.sqlite_rows import decode_artifact, decode_row, id_hash, text_hash
+from flock_ray.adapters.sqlite_rows import artifact_crc, decode_artifact, decode_row, id_hash, text_hash
 from flock_ray.adapters.sqlite_schema import OF_WORKFLOW, RUN_OF_INPUT, RUN_OF_WORKFLOW, WORKFLOW
 from flock_ray.core.rows import ActivationRow, ArtifactQuery, Summary, WorkflowRow
 from flock_ray.core.wire import Envelope
@@ -31,6 +31,8 @@ Order = Literal["seq", "time", "newest"]
 MAX_WALKS = 64
 """More kinds than this are not merged: one walk over everything leaves out what does not fit."""
 
+_AT_ONCE = 500
+_BODIES = f"SELECT seq, id, crc, meta, payload FROM artifacts WHERE seq IN ({', '.join('?' * _AT_ONCE)})"
 _BY_SEQ = "SELECT seq, meta, payload, crc FROM artifacts WHERE seq = ?"
 _ORDER = {
     "seq": ("w.seq", "w.seq"),
@@ -119,9 +121,24 @@ class Questions:
             self._kinds = read_kinds(connection)
         return walks(query, self._kinds, order)
 
-    def bodies(self, connection: sqlite3.Connection, ids: Collection[bytes]) -> dict[bytes, bytes]:
-        """Return payloads by id."""
-        return {envelope.id: envelope.payload for _, envelope in self.get(connection, ids)}
+    def bodies(
+        self, connection: sqlite3.Connection, ids: Collection[bytes], near: Collection[int] = ()
+    ) -> dict[bytes, bytes]:
+        """Return payloads by id; those at the positions `near` cost a tenth of the others."""
+        left, found = set(ids), dict[bytes, bytes]()
+        positions = sorted(set(near))
+        with transaction(connection, write=False):
+            for start in range(0, len(positions), _AT_ONCE):
+                some = positions[start : start + _AT_ONCE]
+                some += some[-1:] * (_AT_ONCE - len(some))
+                for seq, key, crc, meta, payload in connection.execute(_BODIES, some):
+                    if key in left:
+                        if artifact_crc(meta, payload) != crc:
+                            decode_artifact(self._file, seq, meta, payload, crc)  # says what is wrong
+                        left.discard(key)
+                        found[key] = payload
+        found.update((envelope.id, envelope.payload) for _, envelope in self.get(connection, left))
+        return found
 
     def get(self, connection: sqlite3.Connection, ids: Collection[bytes]) -> list[tuple[int, Envelope]]:
         """Return artifacts by id."""

@@ -148,8 +148,7 @@ class ActivationDesk:
 
     def _drop(self, workflow: Workflow) -> None:
         """Let a settled workflow leave memory; with a store it comes back when something new is for it."""
-        for seq in workflow.seqs:
-            self.index.remove(seq, keep_counts=self.changes is not None)
+        self.index.remove(workflow.seqs, keep_counts=self.changes is not None)
         del self.slots[workflow.slot].workflows[workflow.id]
 
     def drop_settled(self, slot: int) -> None:

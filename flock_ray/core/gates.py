@@ -6,7 +6,8 @@ put in is ever dropped without being returned to the caller.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from functools import lru_cache
 from typing import NamedTuple
 
 from flock_ray.core.ids import slot_of
@@ -108,7 +109,7 @@ def _fire_groups(slot: Slot, gate: Gate, now_us: int, arrival: int) -> list[Firi
     spec = gate.spec
     firings: list[Firing] = []
     restarted = False
-    while all(len(gate.held.get(name, ())) >= spec.types.count(name) for name in set(spec.types)):
+    while _complete(gate.held, spec.types):
         items = [gate.held[name].popleft() for name in spec.types]
         if spec.kind == "join_batch":
             firings += _feed_batch(slot, spec, batch_key(spec, items[0].envelope), items, now_us)
@@ -123,6 +124,19 @@ def _fire_groups(slot: Slot, gate: Gate, now_us: int, arrival: int) -> list[Firi
         slot.drop_gate(gate)
         slot.gates.setdefault(spec.id, {})[gate.key] = gate
     return firings
+
+
+def _complete(held: dict[str, deque[Item]], types: tuple[str, ...]) -> bool:
+    for name, count in _needs(types):
+        queue = held.get(name)
+        if queue is None or len(queue) < count:
+            return False
+    return True
+
+
+@lru_cache(maxsize=4096)
+def _needs(types: tuple[str, ...]) -> tuple[tuple[str, int], ...]:
+    return tuple(Counter(types).items())
 
 
 def _restart(gate: Gate, now_us: int, arrival: int) -> None:

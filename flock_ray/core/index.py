@@ -6,7 +6,7 @@ Artifacts get a position in the feed of their shard, ascending and never reused;
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -124,27 +124,33 @@ class BoardIndex:
         offset = self._offset(seq)
         return None if offset < 0 else self._entries[offset]
 
-    def remove(self, seq: int, *, keep_counts: bool = False) -> None:
-        """Forget the artifact at a position (retention).
+    def remove(self, seqs: Iterable[int], *, keep_counts: bool = False) -> None:
+        """Forget the artifacts at these positions (retention).
 
         Args:
-            seq: Its position.
-            keep_counts: It is only dropped from memory and still counts.
+            seqs: Their positions; those that are not here are skipped.
+            keep_counts: They are only dropped from memory and still count.
         """
-        envelope = self.at(seq)
-        if envelope is None:
-            return
-        self._entries[self._offset(seq)] = None
-        self.floor = max(self.floor, seq)
-        self._evicted[envelope.type] = max(seq, self._evicted.get(envelope.type, 0))
-        del self.ids[envelope.id]
-        self._type_live[envelope.type] -= 1
-        if not keep_counts:
-            for query in self._counters.get(envelope.type, ()):
-                if query.selects(envelope):
-                    self._counters[envelope.type][query] -= 1
-        self._dead += 1
-        if self._dead * 2 > len(self._entries) and self._dead > 1024:
+        entries, ids, live, evicted = self._entries, self.ids, self._type_live, self._evicted
+        for seq in seqs:
+            offset = self._offset(seq)
+            envelope = None if offset < 0 else entries[offset]
+            if envelope is None:
+                continue
+            entries[offset] = None
+            self._dead += 1
+            if seq > self.floor:
+                self.floor = seq
+            name = envelope.type
+            if seq > evicted.get(name, 0):
+                evicted[name] = seq
+            del ids[envelope.id]
+            live[name] -= 1
+            if not keep_counts:
+                for query in self._counters.get(name, ()):
+                    if query.selects(envelope):
+                        self._counters[name][query] -= 1
+        if self._dead * 2 > len(entries) and self._dead > 1024:
             self._compact()
 
     def evicted_after(self, after: int, type_name: str | None) -> bool:

@@ -34,7 +34,8 @@ class _Item(msgspec.Struct, array_like=True):
 
 
 class _Gate(msgspec.Struct, array_like=True):
-    spec: SubscriptionSpec
+    spec: int
+    """Its place in `specs`."""
     key: bytes
     opened_us: int
     opened_at: int
@@ -76,6 +77,8 @@ class SlotState(msgspec.Struct, array_like=True):
     outbox: list[Forward]
     out_seq: dict[int, int]
     inbox: dict[int, int]
+    specs: list[SubscriptionSpec]
+    """Of the gates: as they were when the gates opened."""
     usage: list[UsageRow] = []
 
 
@@ -126,8 +129,9 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
                     a.priority, a.groups, a.charges, a.crashes)
         for a in slot.open.values()
     ]  # fmt: skip
+    specs: dict[SubscriptionSpec, int] = {}
     gates = [
-        _Gate(g.spec, g.key, g.opened_us, g.opened_at, g.deadline_us, g.round, g.timer_us,
+        _Gate(specs.setdefault(g.spec, len(specs)), g.key, g.opened_us, g.opened_at, g.deadline_us, g.round, g.timer_us,
               {name: [item(i) for i in queue] for name, queue in g.held.items()},
               [[item(i) for i in group] for group in g.batch])
         for keys in slot.gates.values() for g in keys.values()
@@ -137,7 +141,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     return _encode(
         SlotState(
             SNAPSHOT_FORMAT, envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
-            delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox,
+            delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox, list(specs),
             list(slot.usage.values()),
         )
     )  # fmt: skip
@@ -168,6 +172,12 @@ class Recovery:
     def missing(self) -> set[bytes]:
         """Return the artifacts whose payloads have to be fetched."""
         return {envelope.id for envelope in self._envelopes() if not envelope.payload}
+
+    def positions(self) -> list[int]:
+        """Return feed positions where those artifacts are, but for what had come through another slot."""
+        found = [seq for state in self._slots.values() for seq, _ in state.artifacts]
+        first = next((frame.heads[0] for _, frame in self._frames if frame.heads), self._last_seq)
+        return [*found, *range(first + 1, self._last_seq + 1)]
 
     def _envelopes(self) -> Iterable[Envelope]:
         for state in self._slots.values():
@@ -248,8 +258,9 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     for g in state.gates:
         held = {name: deque(item(i) for i in queue) for name, queue in g.held.items()}
         batch = [[item(i) for i in group] for group in g.batch]
-        gate = Gate(g.spec, g.key, g.opened_us, g.opened_at, g.deadline_us, held, batch, g.round, g.timer_us)
-        slot.gates.setdefault(g.spec.id, {})[g.key] = gate
+        spec = state.specs[g.spec]
+        gate = Gate(spec, g.key, g.opened_us, g.opened_at, g.deadline_us, held, batch, g.round, g.timer_us)
+        slot.gates.setdefault(spec.id, {})[g.key] = gate
     slot.arrivals = state.arrivals
     slot.held = {(sub, name): [(envelopes[i], m) for i, m in entries] for sub, name, entries in state.held}
     slot.delayed = {(key, sub): match for key, sub, match in state.delayed}

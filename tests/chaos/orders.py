@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections import Counter
@@ -86,11 +87,16 @@ def declare(flock: Flock) -> None:
     )
 
 
-async def publish_orders(flock: Flock, numbers: range) -> None:
+async def publish_orders(flock: Flock, numbers: range, *, at_once: int = 1) -> None:
     """Each order is a workflow of its own, and so is each claim; safe to repeat."""
-    for n in numbers:
-        await flock.publish(Order(n=n), correlation_id=f"order-{n}", idempotency_key=f"order-{n}")
-        await flock.publish(Claim(n=n), correlation_id=f"claim-{n}", idempotency_key=f"claim-{n}")
+    waiting = iter(numbers)
+
+    async def publish() -> None:
+        for n in waiting:
+            await flock.publish(Order(n=n), correlation_id=f"order-{n}", idempotency_key=f"order-{n}")
+            await flock.publish(Claim(n=n), correlation_id=f"claim-{n}", idempotency_key=f"claim-{n}")
+
+    await asyncio.gather(*(publish() for _ in range(at_once)))
 
 
 async def check_orders(flock: Flock, numbers: range) -> None:

@@ -107,11 +107,11 @@ async def test_killed_shards_workers_and_routers_lose_and_repeat_nothing(
     flock = new_flock(persistence=persistence, namespace=name, shards=2, history=str(history))
     declare(flock)
     await flock.start()
-    numbers = range(200)
+    numbers = range(1000)
 
     # When processes are killed at random meanwhile
     killer = Killer(flock, seed=7)
-    await within(150, asyncio.gather(killer.run(5), publish_orders(flock, numbers)))
+    await within(150, asyncio.gather(killer.run(5), publish_orders(flock, numbers, at_once=8)))
 
     # Then the results are those of an undisturbed run
     print(

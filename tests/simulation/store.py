@@ -124,7 +124,7 @@ class SimStore(MemoryStore):
 
     # -- the index -----------------------------------------------------------------------------
 
-    async def bodies(self, ids: Collection[bytes]) -> dict[bytes, bytes]:
+    async def bodies(self, ids: Collection[bytes], near: Collection[int] = ()) -> dict[bytes, bytes]:
         return await self._call(partial(super().bodies, ids))
 
     async def get(self, ids: Collection[bytes]) -> list[tuple[int, Envelope]]:

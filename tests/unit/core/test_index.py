@@ -48,8 +48,8 @@ def test_counts_stay_equal_to_a_scan_through_additions_and_evictions(
         early.add(envelope)
     # When artifacts come and go
     for seq in gone:
-        early.remove(seq)
-        early.remove(seq)  # twice is once
+        early.remove([seq])
+        early.remove([seq])  # twice is once
     # Then the kept count is what a scan finds, and so is every other answer
     left = [e for n, e in enumerate(made, 1) if n not in gone]
     assert early.count(query) == sum(1 for e in left if e.type == query.type and query.selects(e))
@@ -65,7 +65,7 @@ def test_positions_survive_the_compaction_of_a_long_evicted_prefix() -> None:
     # Given 3,000 artifacts of which the first 2,500 are evicted
     index, made = fill([("A", "w1", (), "p")] * 3000)
     for seq in range(1, 2501):
-        index.remove(seq)
+        index.remove([seq])
     # Then memory was given back, and every position still means the same artifact
     assert len(index._entries) < 3000
     assert index.head == 3000

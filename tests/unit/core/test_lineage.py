@@ -48,7 +48,7 @@ def test_it_does_not_grow_with_what_was_evicted(monkeypatch: pytest.MonkeyPatch)
     for n in range(1, 5001):
         seq = index.add(artifact(n + 1, parents=(n,), run=n))
         if seq > 50:
-            index.remove(seq - 50)
+            index.remove([seq - 50])
         if n % 10 == 0:
             read(made)
     assert len(made._made) <= 500

@@ -389,3 +389,37 @@ def test_timers_go_on_when_the_wall_clock_goes_back() -> None:
             return await flock.store.count(Both)
 
     assert run_virtual(scenario()) == 1
+
+
+def test_a_stream_shows_what_becomes_durable_while_the_store_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It went on from where the feed ended when the store had answered: what came meanwhile was skipped for good.
+    read = MemoryStore.read
+
+    async def slow(self: MemoryStore, *question: Any) -> Any:
+        found = await read(self, *question)
+        await asyncio.sleep(1)
+        return found
+
+    kept = MemoryPersistence()
+
+    async def scenario() -> list[int]:
+        async with VirtualFlock(persistence=kept) as flock:
+            await flock.publish(Left(n=1), correlation_id="earlier")
+        monkeypatch.setattr(MemoryStore, "read", slow)
+        async with VirtualFlock(persistence=kept) as flock:
+            await flock.start()
+
+            async def first() -> int:
+                async for artifact in flock.stream("wanted"):
+                    return int(artifact.payload["n"])  # type: ignore[union-attr]  # no gap on a durable board
+                return 0
+
+            reader = asyncio.ensure_future(first())
+            await asyncio.sleep(0.5)
+            await flock.publish(Left(n=2), correlation_id="wanted")
+            async with asyncio.timeout(5):
+                return [await reader]
+
+    assert [2] == run_virtual(scenario())
