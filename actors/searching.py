@@ -257,9 +257,9 @@ def _age(envelope: Envelope) -> tuple[int, bytes]:
     return envelope.created_us, envelope.id
 
 
-def _fitting(envelopes: Sequence[Envelope], max_bytes: int = MAX_PAGE_BYTES) -> Iterator[Envelope]:
+def _fitting(envelopes: Sequence[Envelope], max_bytes: int | None = None) -> Iterator[Envelope]:
     """Yield what fits into one reply; the first always does."""
-    left = max_bytes
+    left = MAX_PAGE_BYTES if max_bytes is None else max_bytes
     for envelope in envelopes:
         left -= len(envelope.payload)
         if left < 0 and envelope is not envelopes[0]:

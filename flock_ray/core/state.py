@@ -167,7 +167,8 @@ class Slot:
             gate
             for keys in self.gates.values()
             for gate in keys.values()
-            if gate.batch and all(i.envelope.correlation_id == workflow for group in gate.batch for i in group)
+            if gate.batch
+            and all(i.envelope.correlation_id == workflow for group in gate.batch for i in group)
         ]
 
     def drop_gate(self, gate: Gate) -> None:

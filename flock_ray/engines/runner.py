@@ -272,9 +272,7 @@ class AgentRunner:
         context = self._context(task, history) if function.wants_context else None
         return function.arguments(plan.subscription, models, task.groups, context)
 
-    def _context(
-        self, task: Task, history: Sequence[Artifact], notes: list[Note] | None = None
-    ) -> Context:
+    def _context(self, task: Task, history: Sequence[Artifact], notes: list[Note] | None = None) -> Context:
         tick = next((e for e in task.inputs if e.type == "TimerTick"), None)
         timer = None if tick is None else TimerTick.model_validate_json(tick.payload)
         return Context(

@@ -258,8 +258,8 @@ WRONG: dict[str, tuple[Any, str]] = {
     "with_tools": (lambda b: b.with_tools([3]), "functions"),
     "with_tools one": (lambda b: b.with_tools(len), "list of functions"),
     "with_utilities": (lambda b: b.with_utilities(), "at least one"),
-    "with_mcps": (lambda b: b.with_mcps(["files"]), "not in this release"),
-    "with_context": (lambda b: b.with_context(None), "not in this release"),
+    "with_mcps": (lambda b: b.with_mcps("files"), "takes names of servers"),
+    "with_context": (lambda b: b.with_context(None), "takes a context provider"),
     "schedule": (lambda b: b.schedule(every=timedelta(hours=1)), "not in this release"),
 }
 

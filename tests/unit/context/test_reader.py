@@ -187,8 +187,7 @@ def test_a_bound_is_never_below_what_is_there(times: list[int], evicted: set[int
         index.add(envelope(n, created_us))
         if n % 3 == 0:
             bounds.catch_up(chunk)
-    for seq in evicted:
-        index.remove(seq)
+    index.remove(evicted)
     while not bounds.catch_up(chunk):
         pass
     for seq, found in index.read(0):

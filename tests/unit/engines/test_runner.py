@@ -234,7 +234,7 @@ async def test_an_agent_without_an_engine_says_what_to_do(host: Host) -> None:
     for completion in (runner.run_sync(host.task(Order())), await runner.run_async(host.task(Order()))):
         assert completion.error is not None
         assert completion.error.type == "NoEngineError"
-        assert ".runs(fn) or .with_engines(...)" in completion.error.message
+        assert ".runs(fn), .with_engines(...), or a model" in completion.error.message
 
 
 async def test_async_functions_are_awaited(host: Host) -> None:
