@@ -6,7 +6,7 @@ recorded calls, or a fake of a test. Nothing here imports a provider's library.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -130,10 +130,12 @@ class Model(Protocol):
 class Embedder(Protocol):
     """Turns texts into vectors of length 1, whose dot product is their similarity."""
 
-    name: str
-    """Names the model: vectors of different names are not comparable."""
+    @property
+    def name(self) -> str:
+        """Name of the model: vectors of different names are not comparable."""
+        ...
 
-    def embed(self, texts: list[str]) -> list[list[float]]:
+    def embed(self, texts: list[str]) -> Sequence[Sequence[float]]:
         """Return one vector per text, in order. Blocks: call it in a thread.
 
         Raises:

@@ -79,7 +79,7 @@ def json_answer(value: Any, **more: Any) -> Answer:
 
 def tool_calls(*calls: Call | tuple[Any, ...], **more: Any) -> Answer:
     """Call tools: several are parallel calls."""
-    return Answer(kind="tool_calls", calls=tuple(Call(*call) for call in calls), **more)
+    return Answer(kind="tool_calls", calls=tuple(Call(*tuple[Any, ...](call)) for call in calls), **more)
 
 
 def bad_arguments(name: str, arguments: str = '{"city": "Par', **more: Any) -> Answer:

@@ -50,7 +50,6 @@ def litellm_module() -> Any:
             warnings.filterwarnings("ignore", message=".*ReadOnly.*", category=UserWarning)
             import litellm
 
-            litellm.telemetry = False
             litellm.suppress_debug_info = True
             litellm.turn_off_message_logging = True
             litellm.num_retries = 0

@@ -35,8 +35,9 @@ def asker(new_flock: Callable[..., Flock], server: LLMServer, **settings: Any) -
 async def gateway_pid(flock: Flock) -> int:
     namespace = await flock._ready()  # opened
     del namespace
-    found = [a for a in ray.util.list_named_actors(all_namespaces=True) if ":gateway:" in a["name"]]
-    handle = ray.get_actor(found[-1]["name"], found[-1]["namespace"])
+    actors: list[Any] = ray.util.list_named_actors(all_namespaces=True)
+    found = [actor for actor in actors if ":gateway:" in actor["name"]]
+    handle: Any = ray.get_actor(found[-1]["name"], found[-1]["namespace"])
     return int(await handle.start_up.remote())
 
 
