@@ -113,8 +113,11 @@ class Keeper:
             StoreCorruptError: What is stored can't be read; nothing was changed.
             StaleEpochError: Another shard was faster.
         """
-        recovery = await self.patiently(self._load)
-        self.replayed = recovery.rebuild(self._core, self.epoch)
+        core, recovery = self._core, await self.patiently(self._load)
+        self.replayed = recovery.rebuild(core, self.epoch)
+        if missing := recovery.missing():
+            near = sorted(core.index.ids.values())
+            recovery.fill(await self.patiently(lambda: self.store.bodies(missing, near)))
         self.head = self._core.index.head
         self._rotation.begin_from(self._lsn, recovery.touched)
 
@@ -123,8 +126,6 @@ class Keeper:
             self.epoch = await self.store.acquire()
         loaded = await self.store.load()
         recovery = Recovery(loaded)
-        if missing := recovery.missing():
-            recovery.fill(await self.store.bodies(missing, recovery.positions()))
         self._recent = RecentIds(await self.store.recent_ids(RECENT_IDS))
         self._lsn = self._begun = loaded.last_lsn
         return recovery

@@ -148,7 +148,10 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
 
 
 class Recovery:
-    """A shard on its way back: decode, fetch the payloads that are missing, rebuild."""
+    """A shard on its way back: decode, rebuild, fetch the payloads of what is still alive.
+
+    A replay needs no payload, and most of what it replays is over by the end of it.
+    """
 
     def __init__(self, loaded: Loaded) -> None:
         """Decode what a store has loaded.
@@ -157,6 +160,7 @@ class Recovery:
             StoreCorruptError: It can't be read, or a newer version wrote it.
         """
         self._last_seq = loaded.last_seq
+        self._live: set[bytes] = set()
         self.touched: set[int] = set()
         """Slots whose state is not what their snapshot says."""
         self._shard: ShardState | None = None
@@ -170,26 +174,22 @@ class Recovery:
         self._frames: list[tuple[int, Frame]] = [(lsn, decode_frame(data)) for lsn, data in loaded.frames]
 
     def missing(self) -> set[bytes]:
-        """Return the artifacts whose payloads have to be fetched."""
-        return {envelope.id for envelope in self._envelopes() if not envelope.payload}
+        """Return the artifacts whose payloads have to be fetched; call after `rebuild`."""
+        return {envelope.id for envelope in self._without_payload()}
 
-    def positions(self) -> list[int]:
-        """Return feed positions where those artifacts are, but for what had come through another slot."""
-        found = [seq for state in self._slots.values() for seq, _ in state.artifacts]
-        first = next((frame.heads[0] for _, frame in self._frames if frame.heads), self._last_seq)
-        return [*found, *range(first + 1, self._last_seq + 1)]
+    def fill(self, bodies: dict[bytes, bytes]) -> None:
+        """Put payloads where they belong; one that the store has no more was erased."""
+        for envelope in list(self._without_payload()):
+            msgspec.structs.force_setattr(envelope, "payload", bodies.get(envelope.id, ERASED))
+
+    def _without_payload(self) -> Iterable[Envelope]:
+        return (e for e in self._envelopes() if not e.payload and e.id in self._live)
 
     def _envelopes(self) -> Iterable[Envelope]:
         for state in self._slots.values():
             yield from state.envelopes
         for _, frame in self._frames:
             yield from envelopes_of(frame.records)
-
-    def fill(self, bodies: dict[bytes, bytes]) -> None:
-        """Put payloads where they belong; one that the store has no more was erased."""
-        for envelope in self._envelopes():
-            if not envelope.payload:
-                msgspec.structs.force_setattr(envelope, "payload", bodies.get(envelope.id, ERASED))
 
     def rebuild(self, core: ShardCore, epoch: int) -> int:
         """Bring an empty core to where the journal ends; returns how many records were replayed.
@@ -219,8 +219,11 @@ class Recovery:
                 replayed += 1
         for seq, envelope in feed[place:]:
             _place(core, seq, envelope)
+        for index in core.slots:
+            core.drop_settled(index)
         core.index.head = core.index.floor = self._last_seq
         _ready(core, epoch)
+        self._live = set(_referred_to(core))
         return replayed
 
 
@@ -270,6 +273,20 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.usage = {row.key: row for row in state.usage}
     core.adopt(slot)
     return [(seq, envelopes[ref]) for seq, ref in state.artifacts]
+
+
+def _referred_to(core: ShardCore) -> Iterable[bytes]:
+    """Return the ids of all artifacts that a core can still show, hand out or send."""
+    yield from core.index.ids
+    for slot in core.slots.values():
+        for activation in slot.open.values():
+            yield from (envelope.id for envelope in activation.inputs)
+        for keys in slot.gates.values():
+            for gate in keys.values():
+                yield from (item.envelope.id for item in gate.items())
+        for held in slot.held.values():
+            yield from (envelope.id for envelope, _ in held)
+        yield from (f.posting.envelope.id for f in slot.outbox.values() if f.posting is not None)
 
 
 def _ready(core: ShardCore, epoch: int) -> None:

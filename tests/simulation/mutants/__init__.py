@@ -36,7 +36,7 @@ FIRST: dict[str, int] = {
     "send_forwards_before_they_are_durable": 0,
     "forget_inbox_dedupe": 4,
     "commit_a_late_attempt_again": 1,
-    "accept_stale_tables": 23,
+    "accept_stale_tables": 41,
     "leak_a_permit": 6,
     "leak_permits_of_ended_runs": 3,
     "forget_work_of_a_lost_worker": 4,
