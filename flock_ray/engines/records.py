@@ -39,7 +39,7 @@ SECRETS = (
     r"(?i)\bbearer\s+[\w.~+/=-]{8,}",
     r"\b(?:sk|pk|rk|xoxb|xoxp|ghp|gho|ghs|glpat|hf|gsk|AIza)[-_]?[\w-]{16,}",
     r"\bAKIA[0-9A-Z]{16}\b",
-    r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}",
+    r"(?<![\w.-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}",
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\")|$)",
     r"(?i)(?P<keep>\b(?:api[_-]?key|password|secret|token)\b\\?[\"']?\s*[:=]\s*\\?[\"']?)[^\s\"',;}{\\]{6,}",
 )

@@ -45,7 +45,7 @@ def with_services(definition: AgentDefinition, services: Services) -> AgentDefin
 
 def is_for_model(definition: AgentDefinition) -> bool:
     """Tell whether only a language model could run an agent: no function, no engine, and something to do."""
-    has_work = bool(definition.output_groups or definition.tools)
+    has_work = bool(definition.output_groups or definition.tools or definition.mcp_servers)
     return definition.function is None and not definition.engines and has_work
 
 

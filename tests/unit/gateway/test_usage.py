@@ -171,3 +171,8 @@ def test_a_book_stays_bounded_and_keeps_every_sum() -> None:
     assert sum(row.cost_usd for row in added(known.values())) == pytest.approx(hours)
     newest = max(row.from_us for row in known.values())
     assert newest == (hours - 1) * 3_600_000_000
+
+
+def test_what_almost_looks_like_tokens_costs_no_more_than_other_text() -> None:
+    # Each `-eyJ` began a search to the end of the text: a hostile prompt held up its worker for minutes.
+    assert redacted("-eyJaaaaaaaa" * 5_000).startswith("-eyJ")
