@@ -12,6 +12,9 @@ from pydantic import BaseModel
 
 from flock_ray import SQLitePersistence, flock_type
 from flock_ray.core.model_calls import MAX_CALLS, ModelCall, merged
+from flock_ray.core.recovery import Recovery, snapshot_slot
+from flock_ray.core.rows import Loaded, Snapshot
+from flock_ray.core.shard import ShardCore
 from flock_ray.core.usage import MAX_ROWS, UsageRow, added, book, rows_of
 from flock_ray.engines.records import (
     RecordingModel,
@@ -102,6 +105,18 @@ async def test_usage_survives_its_board(tmp_path: Path) -> None:
         (row,) = await flock.usage(workflow=workflow)
         assert row.calls == round_
         await flock.shutdown()
+
+
+def test_usage_is_in_the_snapshot_of_its_slot() -> None:
+    # Without it the sums would last until the journal is cut.
+    core = ShardCore(range(4), durable=True)
+    calls = (ModelCall(model="m", input_tokens=5, cost_usd=0.5),)
+    book(core.slots[1].usage, rows_of("oracle", calls, 0))
+
+    again = ShardCore(range(4), durable=True)
+    Recovery(Loaded([Snapshot(1, 1, snapshot_slot(core, 1))], [], 1, 0)).rebuild(again, 1)
+
+    assert again.slots[1].usage == core.slots[1].usage != {}
 
 
 async def test_records_go_to_the_attempt_that_runs() -> None:
