@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 SILENT_S = 30.0
 """A client that does not collect for so long is gone: its calls are cancelled."""
+MAX_GONE = 1_000
 MAX_OPEN = 20_000
 """Calls of a gateway; more are refused and come again."""
 COALESCE_S = 0.01
@@ -101,6 +102,8 @@ class GatewayHost:
         self._broken: FlockError | None = None
         self._monotonic = monotonic
         self._sessions: dict[str, _Session] = {}
+        self._gone: dict[str, None] = {}
+        """Sessions that were ended with calls in them: they never come to life again."""
         self.open_calls = 0
         self.last_used = monotonic()
 
@@ -114,6 +117,8 @@ class GatewayHost:
         """Begin and give up calls; returns how many are open here."""
         batch = decode_asks(blob)
         self.last_used = now = self._monotonic()
+        if batch.session in self._gone:
+            return self.open_calls  # its next `collect` says so
         session = self._session(batch.client, batch.session, now)
         for call in batch.cancels:
             task = session.tasks.get(call)
@@ -127,6 +132,8 @@ class GatewayHost:
 
     async def collect(self, client: str, name: str, wait_s: float) -> bytes:
         """Return what happened to the calls of a session, after `wait_s` seconds at most."""
+        if name in self._gone:
+            return encode(ToldBatch([], self.open_calls, True))
         session = self._session(client, name, self._monotonic())
         session.collecting += 1
         try:
@@ -144,7 +151,8 @@ class GatewayHost:
         now = self._monotonic()
         for client, session in list(self._sessions.items()):
             if not session.collecting and now - session.seen > SILENT_S:
-                session.end()
+                if session.tasks or session.told:
+                    self._bury(session)
                 del self._sessions[client]
         if self.open_calls:
             self.last_used = now
@@ -159,10 +167,16 @@ class GatewayHost:
         session = self._sessions.get(client)
         if session is None or session.name != name:
             if session is not None:
-                session.end()
+                self._bury(session)
             session = self._sessions[client] = _Session(name, now)
         session.seen = now
         return session
+
+    def _bury(self, session: _Session) -> None:
+        session.end()
+        self._gone[session.name] = None
+        while len(self._gone) > MAX_GONE:
+            del self._gone[next(iter(self._gone))]
 
     def _ready(self) -> Gateway | None:
         if self._gateway is None and self._broken is None:

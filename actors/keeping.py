@@ -336,7 +336,7 @@ class Rotation:
                 return None
             self._began = (lsn, snapshot_shard(self._core))
             self._todo = sorted(self._dirty - {SHARD})
-            self._dirty, self._bytes, self._size = set(), 0, 0
+            self._dirty, self._bytes, self._size, self._grown = set(), 0, 0, 0
         if self._todo:
             work = self._save(self._take(lsn))
         else:

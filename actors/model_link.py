@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from flock_ray.model import ModelReply, ModelRequest
 from flock_ray.ports import PeerGoneError
 
 __all__ = ["ModelLink"]
+
+logger = logging.getLogger(__name__)
 
 COLLECT_S = 10.0
 MAX_LOST = 3
@@ -117,7 +120,7 @@ class ModelLink:
         self._hand_over(call, False)
         try:
             return await call.future
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or whoever listens to the text raised: nobody waits any more
             call.cancelled = True
             self._hand_over(call, True)
             raise
@@ -198,8 +201,8 @@ class ModelLink:
                     batch.asks.append(Ask(call.id, call.request, call.on_text is not None, call.hurried))
                     size += len(call.request)
                 line.open_calls = await link.submit(encode(batch))
-        except PeerGoneError:
-            self._lost(line, session)
+        except Exception as error:  # whatever it was: what is open is asked again, after a pause
+            self._failed(line, session, error)
         finally:
             line.sender = None
             if line.asks or line.cancels:
@@ -210,12 +213,17 @@ class ModelLink:
         try:
             while line.calls and line.session == session:
                 link = await self._link(line)
+                if line.session != session:
+                    break
                 batch = decode_told(await link.collect(self._client, session, COLLECT_S))
+                if batch.gone:
+                    self._lost(line, session)
+                    break
                 line.open_calls = batch.open_calls
                 line.failures = 0
                 self._deliver(line, batch.told)
-        except PeerGoneError:
-            self._lost(line, session)
+        except Exception as error:  # whatever it was: what is open is asked again, after a pause
+            self._failed(line, session, error)
         finally:
             line.collector = None
             if line.calls:
@@ -227,6 +235,11 @@ class ModelLink:
                 await asyncio.sleep(RETRY_S[min(line.failures, len(RETRY_S)) - 1])
             line.link = await self._connect(line.index)
         return line.link
+
+    def _failed(self, line: _Line, session: str, error: Exception) -> None:
+        if not isinstance(error, PeerGoneError):
+            logger.warning("a model gateway can't be used: %s", type(error).__name__)
+        self._lost(line, session)
 
     def _lost(self, line: _Line, session: str) -> None:
         """Begin anew with a gateway that died: its open calls are tried again."""
@@ -243,7 +256,7 @@ class ModelLink:
             if call.lost > MAX_LOST:
                 del line.calls[call.id]
                 error = ModelError(
-                    f"The model gateway died {call.lost} times during this call to {call.model}. It may be tried "
+                    f"The model gateway was lost {call.lost} times during this call to {call.model}. It may be tried "
                     "again; look for too much memory in the process `GatewayActor`."
                 )
                 self._hand_back(call, [], None, error)

@@ -56,6 +56,8 @@ class ToldBatch(msgspec.Struct, array_like=True):
     told: list[Told] = []
     open_calls: int = 0
     """Of all clients at this gateway."""
+    gone: bool = False
+    """The session was ended: begin another one."""
 
 
 encode = msgspec.msgpack.Encoder().encode

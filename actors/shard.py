@@ -344,10 +344,21 @@ class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
                 made += [f.posting for f in subject.forwards if f.kind == "publish" and f.posting]
             elif kind == "complete":
                 made += [posting for completion in subject.completions for posting in completion.outputs]
+                workflows |= self._charged(subject.completions)
             elif kind == "cancel":
                 workflows.add(subject)
         if postings or made or workflows:
             await keeper.look_up(postings, made, workflows, now_us)
+
+    def _charged(self, completions: list[wire.Completion]) -> set[str]:
+        """Return the workflows whose use of models grows and whose record is not in memory."""
+        found: set[str] = set()
+        for completion in completions:
+            slot = self.core.slots.get(completion.slot) if completion.calls else None
+            run = None if slot is None else slot.open.get(completion.id)
+            if slot is not None and run is not None and run.correlation_id not in slot.workflows:
+                found.add(run.correlation_id)
+        return found
 
     def _answer(self, kind: str, subject: Any, now_us: int) -> Any:
         """Apply a command; one that can't even be read must not stop the others."""

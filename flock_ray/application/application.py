@@ -24,6 +24,7 @@ from flock_ray.application.errors import (
     WorkflowIdConflict,
 )
 from flock_ray.application.feed import Feed
+from flock_ray.application.follower import is_final
 from flock_ray.application.ledger import Ledger, microseconds
 from flock_ray.application.records import RESERVED, WorkflowStarted
 from flock_ray.application.sessions import Sessions
@@ -37,12 +38,15 @@ from flock_ray.application.types import (
     WorkflowResult,
 )
 from flock_ray.application.workflow import Setting, Workflow
-from flock_ray.errors import FlockError
+from flock_ray.errors import FlockError, StoreUnavailableError
 from flock_ray.flock import Flock
 
 __all__ = ["FlockApplication"]
 
 logger = logging.getLogger("flock_ray")
+
+FOLLOW_AGAIN_S = 5.0
+"""Pause before a workflow that the board could not be asked about is followed again."""
 
 MAX_CHECKED_ENDS = 1000
 """The newest ends that are looked at again at the start: a crash may have come before their cancellation."""
@@ -315,11 +319,15 @@ class FlockApplication:
             raise SessionRequired()
         known = self._active.get(context.workflow_id)
         if known is not None:
-            if not await known.same(given, context):
-                raise WorkflowIdConflict(
-                    f"Workflow id {context.workflow_id!r} is not available. Take a new one for each new input."
-                )
-            await asyncio.shield(known.begun)
+            known.streams += 1  # whoever holds it may leave meanwhile
+            try:
+                if not await known.same(given, context):
+                    raise WorkflowIdConflict(
+                        f"Workflow id {context.workflow_id!r} is not available. Take a new one for each new input."
+                    )
+                await asyncio.shield(known.begun)
+            finally:
+                known.streams -= 1  # its stream counts itself, before anything else runs
             return known
         self._forget_old_ids()
         if not self.admission.try_acquire():
@@ -375,6 +383,14 @@ class FlockApplication:
             self._retained.move_to_end(name)
             while len(self._retained) > self._max_retained_ids:
                 self._retained.popitem(last=False)
+        error, header = workflow.error, workflow.header
+        if isinstance(error, StoreUnavailableError) and not is_final(error) and header is not None:
+            asyncio.get_running_loop().call_later(FOLLOW_AGAIN_S, self._follow_again, header)
+
+    def _follow_again(self, header: WorkflowStarted) -> None:
+        """Go on with a workflow that the board could not be asked about: its deadline has to hold when it is back."""
+        if self._state == "running" and self._setting is not None:
+            self._follow(self._setting, header)
 
     def _forget_old_ids(self) -> None:
         until = self._now_s() - self._id_retention_s

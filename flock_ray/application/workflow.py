@@ -119,6 +119,11 @@ class Workflow:
             self._task.cancel()
 
     @property
+    def header(self) -> WorkflowStarted | None:
+        """Its start record; None before it is known to be on the board."""
+        return self._header
+
+    @property
     def on_board(self) -> bool:
         """Whether the board has it."""
         return self._header is not None
@@ -167,8 +172,7 @@ class Workflow:
         held = False
         try:
             if self._setting.conversation and self.context.session_id is not None:
-                await self._queue(session)
-                held = True
+                held = await self._queue(session)
             await self._begin()
             self.result = await self._to_its_end()
         except _Stopped:
@@ -226,13 +230,19 @@ class Workflow:
 
     # -- starting ------------------------------------------------------------------------------
 
-    async def _queue(self, session: tuple[str | None, str | None]) -> None:
-        """Wait for the session; meanwhile the caller has its stream."""
+    async def _queue(self, session: tuple[str | None, str | None]) -> bool:
+        """Wait for the session, meanwhile the caller has its stream; False when it goes on without it."""
         sessions = self._setting.sessions
         if sessions.busy(session):
             await self._find()
             self._say_begun()
-        await self._unless_stopped(sessions.acquire(session))
+            if self.on_board:  # it runs or is over: it waits for nobody, and its deadline holds
+                return False
+        if sessions.busy(session):
+            await self._unless_stopped(sessions.acquire(session))
+        else:
+            await sessions.acquire(session)  # at once
+        return True
 
     async def _find(self) -> None:
         """Attach if the workflow is on the board.

@@ -73,6 +73,11 @@ class GuardComponent(AgentComponent):
         return GuardComponentConfig(**config.model_dump())
 
     @property
+    def holds_back_outputs(self) -> bool:
+        """Whether nothing may be streamed before it has looked."""
+        return self.settings.scan_output and self.settings.on_output_flagged == "block"
+
+    @property
     def settings(self) -> GuardComponentConfig:
         """The config, as what it is."""
         return cast("GuardComponentConfig", self.config)

@@ -49,6 +49,11 @@ class RedactionComponent(AgentComponent):
 
     _patterns: list[Pattern] = PrivateAttr(default_factory=list)
 
+    @property
+    def holds_back_outputs(self) -> bool:
+        """Whether nothing may be streamed before it has looked."""
+        return self.outputs
+
     @field_validator("kinds")
     @classmethod
     def _known(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:

@@ -26,7 +26,8 @@ SECRET_PATTERNS: tuple[str, ...] = (
     r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,2000}+\.[A-Za-z0-9_-]{8,4000}+\.[A-Za-z0-9_-]{8,1000}",
     r"(?i)\bbearer\s{1,4}[A-Za-z0-9._~+/=-]{16,4000}",
     r"(?i)(?<=://)[^\s/:@]{0,200}:[^\s/@]{1,200}(?=@)",
-    r"(?i)\b(?:password|passwd|pwd|secret|api[_-]?key|access[_-]?token)\b\s{0,4}(?:is\s{1,4}|[:=]\s{0,4})[^\s,;]{1,200}",
+    r"(?i)(?<![a-z0-9])(?:password|passwd|pwd|secret|api[_-]?key|access[_-]?(?:token|key))\b\\{0,3}[\"']?\s{0,4}"
+    r"(?:is\s{1,4}|[:=]\s{0,4})[^\s,;]{1,200}",
 )
 """Private keys, API keys and tokens of known forms, credentials in URLs, and `password: ...` in text.
 

@@ -149,6 +149,8 @@ class ActivationDesk:
     def _drop(self, workflow: Workflow) -> None:
         """Let a settled workflow leave memory; with a store it comes back when something new is for it."""
         self.index.remove(workflow.seqs, keep_counts=self.changes is not None)
+        if self.changes is not None and not self.index.floor:
+            self.index.floor = 1  # a workflow without artifacts, too, is only in the store now
         del self.slots[workflow.slot].workflows[workflow.id]
 
     def drop_settled(self, slot: int) -> None:

@@ -298,12 +298,12 @@ class ModelLimiter:
             tokens: What it used; None: unknown, the estimate stands.
         """
         self.in_flight -= 1
+        self._expire(now)
         step = ticket.step
-        if step is not None and tokens is not None:
+        if step is not None and tokens is not None and step.ends + WINDOW_S > now:
             change = tokens - ticket.tokens
             step.tokens += change
-            if step.ends + WINDOW_S > now:
-                self._tokens += change
+            self._tokens += change
         ticket.step = None
 
     def succeeded(self) -> None:

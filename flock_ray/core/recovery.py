@@ -221,7 +221,8 @@ class Recovery:
             _place(core, seq, envelope)
         for index in core.slots:
             core.drop_settled(index)
-        core.index.head = core.index.floor = self._last_seq
+        core.index.head = self._last_seq
+        core.index.floor = max(self._last_seq, 1 if self._frames or self._slots else 0)
         _ready(core, epoch)
         self._live = set(_referred_to(core))
         return replayed

@@ -411,12 +411,14 @@ class ShardCore(DeliveryDesk):
     def _on_flushed(self, record: Flushed) -> None:
         slot = self.slots[record.slot]
         for gate in [g for keys in slot.gates.values() for g in keys.values() if g.batch]:
-            self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
+            if slot.gate(gate.spec.id, gate.key) is gate:  # what another one set off may have run it
+                self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
 
     def _on_workflow_flushed(self, record: WorkflowFlushed) -> None:
         slot = self.slots[record.slot]
         for gate in slot.batches_of(record.workflow):
-            self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
+            if slot.gate(gate.spec.id, gate.key) is gate:  # what another one set off may have run it
+                self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
 
     def _on_cancelled(self, record: Cancelled) -> None:
         slot, now_us = self.slots[record.slot], record.at_us

@@ -15,6 +15,9 @@ DAY_US = 24 * HOUR_US
 MAX_ROWS = 2000
 """Rows of a slot past which old hours become days, and old days one row at time 0."""
 
+OTHERS = "(others)"
+"""Stands for tenants that are no longer told apart in a full book."""
+
 
 class UsageRow(msgspec.Struct, array_like=True, frozen=True):
     """The calls of one agent to one model in one period."""
@@ -69,6 +72,13 @@ def book(known: dict[Key, UsageRow], rows: Iterable[UsageRow]) -> None:
             coarser = added(_coarser(added(known.values()), period))
             known.clear()
             known.update((row.key, row) for row in coarser)
+    if len(known) > MAX_ROWS:
+        # Too many names: of the older half, tenants are added up. Half at a time, so that it is rarely done.
+        ordered = added(known.values())
+        half = len(ordered) // 2
+        older = [msgspec.structs.replace(row, tenant=OTHERS, from_us=0) for row in ordered[:half]]
+        known.clear()
+        known.update((row.key, row) for row in added([*older, *ordered[half:]]))
 
 
 def added(rows: Iterable[UsageRow]) -> list[UsageRow]:

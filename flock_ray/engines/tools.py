@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["FunctionTool", "Tool"]
 
 DEFAULT_TIMEOUT_S = 60.0
+MAX_ITEMS = 10_000
+"""Of what a generator yields."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SECTION = re.compile(r"^(Args|Arguments|Parameters|Returns|Yields|Raises|Example|Examples|Note|Notes):\s*$")
@@ -104,7 +107,7 @@ class FunctionTool:
         call = partial(self._function, *positional, **given)
         if self._is_async:
             return await call()
-        value = await offload(call)
+        value = await offload(partial(_called_through, call))
         return await value if inspect.isawaitable(value) else value
 
     def _arguments_model(self, about: dict[str, str]) -> type[BaseModel]:
@@ -186,3 +189,10 @@ def _read_docstring(text: str) -> tuple[str, dict[str, str]]:
             about.append(f"Returns: {line.strip()}")
             section = "Raises"
     return "\n".join(about).strip(), arguments
+
+
+def _called_through(call: Callable[[], Any]) -> Any:
+    # A generator would otherwise do its work later: on the event loop, and without a limit.
+    value = call()
+    is_lazy = isinstance(value, Iterator) and not inspect.isawaitable(value)
+    return list(itertools.islice(value, MAX_ITEMS)) if is_lazy else value

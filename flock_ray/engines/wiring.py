@@ -52,13 +52,22 @@ def is_for_model(definition: AgentDefinition) -> bool:
 def services_for(definition: AgentDefinition, services: Services) -> Services:
     """Return what a worker has for one agent: its embedder came along with the agent.
 
-    Candidates of `best_of` don't stream: they speak at the same time, and all but one are given up.
+    Candidates of `best_of` don't stream: they speak at the same time, and all but one are given up. Nor does an
+    agent whose outputs are looked at before anybody may see them.
     """
-    if definition.best_of is not None and services.stream is not None:
+    if services.stream is not None and (
+        definition.best_of is not None or any(_holds_back(one) for one in definition.utilities)
+    ):
         services = dataclasses.replace(services, stream=None)
     if definition.embedder is None:
         return services
     return dataclasses.replace(services, embedder=definition.embedder)
+
+
+def _holds_back(utility: Any) -> bool:
+    """Tell whether a component may change or stop what the run says: a stream would have said it already."""
+    is_enabled = getattr(getattr(utility, "config", None), "enabled", True)
+    return bool(is_enabled and getattr(utility, "holds_back_outputs", False))
 
 
 def hooks_of(services: Services, task: Task, notes: list[Note] | None = None) -> RunHooks:

@@ -26,7 +26,8 @@ MAX_DETAIL_CHARS = 300
 
 _PREFIX = re.compile(r"^(?:\s*(?:litellm\.)?\w+(?:Error|Exception|Timeout)\s*(?::|-)\s*)+")
 _NO_KEY = re.compile(
-    r"(?i)missing\s+.*(?:credential|api[ _-]?key|token)|api[ _-]?key.*(?:not set|missing|required)"
+    r"(?i)missing\s+.*(?:credential|api[ _-]?key|(?:access|auth|bearer|api)[ _-]?token)"
+    r"|api[ _-]?key.*(?:not set|missing|required)"
 )
 _NO_PROVIDER = re.compile(r"(?i)llm provider not provided|unmapped llm provider")
 _FILTERED = re.compile(r"(?i)content[ _-]?(?:filter|policy|management)|safety (?:system|settings)")
@@ -76,11 +77,12 @@ def _by_status(
 ) -> ModelError:
     if "AuthenticationError" in names or status == 401:
         return ModelRequestError(
-            f"{model} does not accept the API key (401: {text}). Check the key; it was not tried again."
+            # Never the provider's text: some repeat the key in it.
+            f"{model} does not accept the API key (401). Check the key; it was not tried again."
         )
     if "PermissionDeniedError" in names or status in (402, 403):
         return ModelRequestError(
-            f"The API key may not use {model} ({status}: {text}). Check the account's rights and credit."
+            f"The API key may not use {model} ({status}). Check the account's rights and credit."
         )
     if "RateLimitError" in names or status == 429:
         after = retry_after(headers_of(error))

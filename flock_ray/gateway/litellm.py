@@ -107,11 +107,15 @@ class LitellmProvider:
         choice = response.choices[0] if response.choices else None
         message = None if choice is None else choice.message
         calls = [
-            ToolCall(call.id or f"call_{index}", call.function.name or "", call.function.arguments or "")
+            ToolCall(
+                _valid(call.id or f"call_{index}"),
+                _valid(call.function.name or ""),
+                _valid(call.function.arguments or ""),
+            )
             for index, call in enumerate(getattr(message, "tool_calls", None) or [])
         ]
         reply = ModelReply(
-            text=getattr(message, "content", None) or "",
+            text=_valid(getattr(message, "content", None) or ""),
             tool_calls=calls,
             finish_reason=_finish(getattr(choice, "finish_reason", None), calls),
             refusal=_refusal(message),
@@ -266,7 +270,7 @@ class _Streamed:
         if choice.finish_reason:
             self.finish = choice.finish_reason
         delta = choice.delta
-        text = getattr(delta, "content", None) or ""
+        text = _valid(getattr(delta, "content", None) or "")
         if text:
             self._bound(text)
             self.text.append(text)
@@ -287,7 +291,7 @@ class _Streamed:
     def calls(self) -> list[ToolCall]:
         """Return the tool calls, in order."""
         return [
-            ToolCall(call[0] or f"call_{index}", call[1], call[2])
+            ToolCall(_valid(call[0]) or f"call_{index}", _valid(call[1]), _valid(call[2]))
             for index, call in sorted(self._calls.items())
         ]
 
@@ -323,7 +327,16 @@ def _refusal(message: Any) -> str:
     if message is None:
         return ""
     extra = getattr(message, "provider_specific_fields", None) or {}
-    return str(getattr(message, "refusal", None) or extra.get("refusal") or "")
+    return _valid(str(getattr(message, "refusal", None) or extra.get("refusal") or ""))
+
+
+def _valid(text: str) -> str:
+    """Return text that encodes: halves of a character that belong together are joined, lone ones replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def _headers(response: Any) -> dict[str, str]:

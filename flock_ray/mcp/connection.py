@@ -113,7 +113,8 @@ class Connection:
         for is_last in (False, True):
             session = await self._ready()
             try:
-                async with session.listing, asyncio.timeout(self.server.connect_timeout_s):
+                # The limit first: it holds for waiting behind other runs, too.
+                async with asyncio.timeout(self.server.connect_timeout_s), session.listing:
                     if session.tools is None or session.is_stale:
                         # Before asking: what changes meanwhile is asked for again.
                         session.is_stale = False

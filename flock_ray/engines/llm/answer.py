@@ -178,7 +178,14 @@ def merge(shape: AnswerShape, checked: Checked, targets: list[Target], text: str
                 return merged
             again = check(shape, _draft(shape, value))
             return again if not again.problems else merged
-    return read(shape, text)
+    again = read(shape, text)
+    # Only what names a field is an answer: a class of defaults would take anything, and lose what was right.
+    said = any(
+        not slot.fields or (isinstance(item, dict) and _looks_like(slot, item))
+        for slot in shape.slots
+        for item in again.draft.get(slot.key, ())
+    )
+    return again if said else checked
 
 
 def _target(shape: AnswerShape, problem: Problem) -> Target:
@@ -240,7 +247,8 @@ def _check_item(shape: AnswerShape, slot: Slot, items: list[Any], index: int, ma
         model, error = _validated(cls, item)
     items[index] = item
     if error is not None:
-        made.problems += [_problem(slot, index, place, detail) for detail in error]
+        known = {*slot.fields, *(name for part in shape.defs.values() for name in part.get("properties", ()))}
+        made.problems += [_problem(slot, index, place, detail, known) for detail in error]
         return
     if model is None:
         made.problems.append(Problem(f"{place} can't be read", key=slot.key, position=index))
@@ -274,12 +282,16 @@ def _extra(details: list[Any]) -> set[str]:
     }
 
 
-def _problem(slot: Slot, index: int, place: str, detail: Mapping[str, Any]) -> Problem:
+def _problem(slot: Slot, index: int, place: str, detail: Mapping[str, Any], known: set[str]) -> Problem:
     location = detail["loc"]
     name = slot.fields.get(str(location[0])) if location else None
-    path = ".".join([place, *map(str, location)])
+    # Keys of mappings are the model's own text: only the model is told.
+    shown = [str(part) if isinstance(part, int) or part in known else "*" for part in location]
     got = "" if detail["type"] == "missing" else _shortened(detail.get("input"))
-    return Problem(f"{path}: {detail['msg']}", got, slot.key, index, name)
+    if "*" in shown:
+        got = f"{got} at {_shortened(list(location))}".strip()
+    what = "the tag is none of those expected" if detail["type"] == "union_tag_invalid" else detail["msg"]
+    return Problem(f"{'.'.join([place, *shown])}: {what}", got, slot.key, index, name)
 
 
 def _shortened(value: Any) -> str:

@@ -17,6 +17,8 @@ MAX_ANSWER_CHARS = 2_000_000
 """Longer answers are not read at all."""
 MAX_STARTS = 64
 """So many brackets are tried as the beginning of a value."""
+MAX_TOLERANT_CHARS = 400_000
+"""So many characters are read by the slow reader before no further start is tried."""
 MAX_DEPTH = 100
 MAX_FOUND = 5
 
@@ -76,12 +78,16 @@ def _from_parts(text: str) -> list[Any]:
 
 def _scan(text: str) -> list[tuple[int, Any]]:
     found: list[tuple[int, Any]] = []
-    position = 0
+    position, left = 0, MAX_TOLERANT_CHARS
     for _ in range(MAX_STARTS):
         start = _next_bracket(text, position)
-        if start < 0:
+        if start < 0 or left <= 0:
             break
-        parsed = _strict(text, start) or _tolerant(text, start)
+        parsed = _strict(text, start)
+        if parsed is None:
+            reader = _Reader(text, start)
+            parsed = _read_by(reader, start)
+            left -= reader.position - start
         if parsed is None:
             position = start + 1
             continue
@@ -113,7 +119,10 @@ def _strict(text: str, start: int = 0) -> tuple[Any, int, int] | None:
 
 
 def _tolerant(text: str, start: int) -> tuple[Any, int, int] | None:
-    reader = _Reader(text, start)
+    return _read_by(_Reader(text, start), start)
+
+
+def _read_by(reader: _Reader, start: int) -> tuple[Any, int, int] | None:
     try:
         value = reader.value(0)
     except (_NotJsonError, ValueError):

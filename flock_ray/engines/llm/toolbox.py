@@ -91,12 +91,15 @@ class Toolbox:
         if tool is None:
             names = ", ".join(sorted(self._tools)) or "none"
             return self._told(
-                call.name, 0.0, None, f"Error: there is no tool {call.name[:64]!r}. Tools: {names}."
+                call.name, 0.0, "UnknownTool", f"Error: there is no tool {call.name[:64]!r}. Tools: {names}."
             )
         arguments = _arguments(call.arguments)
         if arguments is None:
             return self._told(
-                call.name, 0.0, None, "Error: the arguments are not a JSON object. Write them again."
+                call.name,
+                0.0,
+                "InvalidArguments",
+                "Error: the arguments are not a JSON object. Write them again.",
             )
         async with self._slots:
             now = asyncio.get_running_loop().time
@@ -107,7 +110,9 @@ class Toolbox:
             return self._told(tool.name, took_s, error, f"Error: {error}"[:MAX_ERROR_CHARS])
         try:
             text = _as_text(value)
-        except Exception as broken:
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
+        except BaseException as broken:
             text = f"Error: the result can't be read: {': '.join(safe_error_text(broken))}"[:MAX_ERROR_CHARS]
         return self._told(tool.name, took_s, None, text if tool.name == READ_RESULT else self._bounded(text))
 
@@ -117,7 +122,7 @@ class Toolbox:
             detail: dict[str, Any] = {"tool": name[:64], "ms": round(took_s * 1000), "ok": ok}
             if not ok:
                 # Which kind, not the message: it may hold what the tool was given.
-                detail["error"] = (error or text.removeprefix("Error: ")).partition(":")[0][:80]
+                detail["error"] = "ToolError" if error is None else error.partition(":")[0][:80]
             self._note("tool.called", json.dumps(detail))
         return text
 

@@ -298,3 +298,13 @@ def test_headers_of_tokens_hold_large_calls_back() -> None:
     wait = limiter.wait_s(0.0)
     assert wait is not None and 2.9 < wait < 3.1
     assert len(limiter.admit(wait + 0.01)) == 1
+
+
+def test_long_calls_that_use_less_than_expected_do_not_hold_the_others_back_for_ever() -> None:
+    # A call that ended after its minute was taken off twice: the limit was wrong from then on.
+    limiter = ModelLimiter(Rates(tpm=100_000))
+    for n in range(10):
+        ticket = Ticket("", "agent", 32_000)
+        limiter.enqueue(ticket)
+        assert limiter.admit(n * 100.0) == [ticket]
+        limiter.finish(ticket, n * 100.0 + 70, tokens=2_000)

@@ -35,7 +35,7 @@ def made(name: str, text: str, status: int | None = None, headers: dict[str, str
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [
-        (made("AuthenticationError", "litellm.AuthenticationError: bad key", 401), ModelRequestError, "bad key"),
+        (made("AuthenticationError", "litellm.AuthenticationError: bad key", 401), ModelRequestError, "does not accept the API key"),
         (made("PermissionDeniedError", "no", 403), ModelRequestError, "may not use"),
         (made("NotFoundError", "no such model", 404), ModelRequestError, "does not know the model"),
         (made("BadRequestError", "bad schema", 400), ModelRequestError, "bad schema"),
@@ -116,3 +116,17 @@ def test_what_is_left_is_read_from_the_headers() -> None:
     }  # fmt: skip
     assert observed(anthropic, 1_700_000_000.0)[0] == Observed(50, 0, 30.0)
     assert observed({}) == (Observed(), Observed())
+
+
+def test_a_500_that_speaks_of_tokens_is_tried_again_and_a_refused_key_is_never_shown() -> None:
+    class InternalServerError(Exception):
+        status_code = 500
+
+    class AuthenticationError(Exception):
+        status_code = 401
+
+    broken = error_from(InternalServerError("Internal error: missing output token in stream"), "m")
+    refused = error_from(AuthenticationError("Invalid key 'myproxykey-0123456789abcdef' passed"), "m")
+
+    assert broken.retryable
+    assert not refused.retryable and "0123456789abcdef" not in str(refused)

@@ -183,7 +183,7 @@ def test_a_call_that_kills_every_gateway_is_given_up() -> None:
         for _ in range(MAX_LOST + 1):
             await asyncio.sleep(20)
             processes.kill()
-        with pytest.raises(ModelError, match="died 4 times"):
+        with pytest.raises(ModelError, match="lost 4 times"):
             await call
 
     run_virtual(test())

@@ -191,3 +191,13 @@ def test_a_book_stays_bounded_and_keeps_every_sum() -> None:
 def test_what_almost_looks_like_tokens_costs_no_more_than_other_text() -> None:
     # Each `-eyJ` began a search to the end of the text: a hostile prompt held up its worker for minutes.
     assert redacted("-eyJaaaaaaaa" * 5_000).startswith("-eyJ")
+
+
+def test_a_book_with_too_many_names_stays_bounded_and_keeps_every_sum() -> None:
+    known: dict[Any, UsageRow] = {}
+    for tenant in range(3 * MAX_ROWS):
+        row = UsageRow("agent", "m", tenant=f"tenant-{tenant}", calls=1)
+        book(known, [row])
+        assert len(known) <= MAX_ROWS + 1
+
+    assert sum(row.calls for row in known.values()) == 3 * MAX_ROWS

@@ -350,3 +350,29 @@ def test_checking_a_draft_again_changes_nothing() -> None:
     answer = read(wanted, json.dumps({"Idea": [{"text": "1"}], "Report": GOOD}))
 
     assert check(wanted, answer.draft).models == answer.models
+
+
+class Defaulted(BaseModel):
+    title: str = ""
+    score: int = 0
+
+
+@pytest.mark.parametrize("text", ['{"value": 7}', "{}", '{"error": "cannot"}', "Sorry, see [1]."])
+def test_a_repair_that_names_no_field_does_not_replace_a_draft_by_defaults(text: str) -> None:
+    wanted = shape(Defaulted)
+    answer = read(wanted, '{"title": "Long analysis", "score": "high"}')
+
+    repaired = merge(wanted, answer, repair_targets(wanted, answer), text)
+
+    assert [problem.field for problem in repaired.problems] == ["score"]
+
+
+class Counted(BaseModel):
+    by: dict[str, int]
+
+
+def test_keys_that_the_model_made_up_are_told_to_the_model_alone() -> None:
+    (problem,) = read(shape(Counted), '{"by": {"alice SSN 123-45": "bad"}}').problems
+
+    assert problem.text.startswith("Counted.by.*: ")
+    assert "alice" not in problem.text and "alice" in problem.got

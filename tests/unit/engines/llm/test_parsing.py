@@ -98,6 +98,7 @@ def test_what_is_not_json_is_not_invented(text: str) -> None:
         "```json\n{" * 150_000,
         "{/*" * 500_000,
         "[1," * 500_000,
+        "[" * 64 + "1," * 500_000,
         "x" * (MAX_ANSWER_CHARS + 1),
     ],
     ids=lambda text: text[:10].strip() or "space",
