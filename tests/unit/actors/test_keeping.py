@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
-from flock_ray.actors.keeping import STEP_BYTES, Keeper, RecentIds
+from flock_ray.actors.keeping import STEP_BYTES, RecentIds, Rotation
 from flock_ray.adapters.memory import MemoryPersistence
 from flock_ray.core import wire
 from flock_ray.core.ids import derive_id
@@ -51,29 +49,28 @@ def test_encode_frame_gives_the_payloads_back_when_a_record_can_not_be_encoded()
     assert record.posting.envelope.payload == kept
 
 
-def test_a_rotation_ends_before_the_journal_has_grown_by_as_much_again() -> None:
-    # With steps of one size, large micro-batches outran them: most of a recovery was replay.
-    async def scenario() -> tuple[int, int]:
+def test_a_rotation_takes_larger_steps_the_faster_the_journal_grows() -> None:
+    # With steps of one size, large micro-batches outran it: most of a recovery was replay.
+    async def scenario() -> list[int]:
         persistence = MemoryPersistence()
         await persistence.prepare("board", 1)
-        core = ShardCore(range(8), durable=True)
-        store = persistence.store("board", 0, range(8))
-        keeper = Keeper(core, store, snapshot_bytes=2 * STEP_BYTES)
-        await keeper.recover()
+        core, store = ShardCore(range(8), durable=True), persistence.store("board", 0, range(8))
+        await store.acquire()
         spec = wire.SubscriptionSpec("gate", "agent", ("Waits", "Never"), "and")
         core.install(wire.TableSpec(1, (wire.AgentInfo("agent"),), (spec,)), 1)
-        works: list[Coroutine[Any, Any, None]] = []
-        for start in range(0, 40_000, 2_000):
-            for n in range(start, start + 2_000):
-                core.publish(posting(n), n + 1)
-            await keeper.append(start + 1)
-            keeper.step(works.append, lambda: None)
-            while works:
-                await works.pop()
-        loaded = await store.peek()
-        return sum(len(frame) for _, frame in loaded.frames), sum(len(s.data) for s in loaded.snapshots)
+        for n in range(16_000):
+            core.publish(posting(n), n + 1)
+        rotation, taken = Rotation(core, store, 1), []
+        rotation.note(100_000_000, set(range(8)))  # what came before does not count
+        for grown in (0, 0, 4 * STEP_BYTES):
+            rotation.note(grown, set())
+            work = rotation.step(0)
+            assert work is not None
+            await work
+            taken.append(len((await store.peek()).snapshots))
+        return taken
 
-    frames, snapshots = asyncio.run(scenario())
+    first, second, third = asyncio.run(scenario())
 
-    assert snapshots > 3_000_000
-    assert frames < snapshots
+    assert 0 < first < second < 8
+    assert third == 8

@@ -35,7 +35,8 @@ def made(name: str, text: str, status: int | None = None, headers: dict[str, str
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [
-        (made("AuthenticationError", "litellm.AuthenticationError: bad key", 401), ModelRequestError, "does not accept the API key"),
+        (made("AuthenticationError", "litellm.AuthenticationError: bad key", 401),
+         ModelRequestError, "does not accept the API key"),
         (made("PermissionDeniedError", "no", 403), ModelRequestError, "may not use"),
         (made("NotFoundError", "no such model", 404), ModelRequestError, "does not know the model"),
         (made("BadRequestError", "bad schema", 400), ModelRequestError, "bad schema"),
