@@ -94,5 +94,5 @@ def error_of(failure: Failure) -> FlockError:
     else:
         error = kind(failure.message)
     error.tries = failure.tries  # type: ignore[attr-defined]  # for the record of the call
-    error.request_hash = failure.request_hash  # type: ignore[attr-defined]
+    error.request_hash = failure.request_hash  # type: ignore[attr-defined]  # the same
     return error

@@ -154,7 +154,7 @@ class SinkRouter:
     def _made(self, run: StreamRun) -> StreamSink | None:
         try:
             return self._make_sink(run)
-        except Exception:
+        except Exception:  # user code: one sink that can't be made must not end the others' streams
             logger.exception("no sink for what agent %r streams", run.agent)
             return None
 
@@ -172,7 +172,7 @@ class SinkRouter:
             return
         try:
             await getattr(held.sink, method)(*args)
-        except Exception:
+        except Exception:  # user code: as above
             logger.exception("a sink for what agent %r streams failed; it gets nothing more", held.run.agent)
             held.sink = None
 

@@ -369,6 +369,7 @@ def flock_tool(
             )
         tools[key] = target
         if name is not None or timeout is not None:
+            # Functions have no such attribute for type checkers; it travels with the function to the workers.
             target.__flock_tool__ = (name, timeout and timeout.total_seconds())  # type: ignore[attr-defined]
         return target
 

@@ -113,7 +113,7 @@ def text_predicates(
     if not entries:
         raise ConfigurationError(f"{at} semantic_match is an empty list; give {_FORMS}")
     try:
-        # The number is checked even where every query has its own.
+        # The number is checked even where every query has its own; what is no number is refused by the predicate.
         default = TextPredicate("any", threshold or DEFAULT_THRESHOLD).threshold  # type: ignore[arg-type]
         found = tuple(dict.fromkeys(_predicate(entry, default) for entry in entries))
     except ConfigurationError as error:

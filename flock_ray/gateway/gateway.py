@@ -112,7 +112,7 @@ class Gateway:
             reply = msgspec.structs.replace(await call.run(), request_hash=key)
         except ModelError as error:
             error.request_hash = key  # type: ignore[attr-defined]  # for the record of the call
-            error.tries = max(call.tries, 1)  # type: ignore[attr-defined]
+            error.tries = max(call.tries, 1)  # type: ignore[attr-defined]  # the same
             raise
         if ttl is not None:
             self._cache.put(key, reply, self._monotonic())

@@ -130,7 +130,7 @@ class McpSelecting:
 
     def _changed(self) -> AgentBuilder:
         """Tell the flock, and return the builder; the builder does."""
-        raise NotImplementedError
+        raise NotImplementedError  # AgentBuilder's
 
 
 class McpDeclaring:
@@ -201,7 +201,7 @@ class McpDeclaring:
 
     def _on_change(self) -> None:
         """Note that agents must be deployed again; the Flock does."""
-        raise NotImplementedError
+        raise NotImplementedError  # Flock's
 
     def _with_mcp_servers(self, definition: AgentDefinition) -> AgentDefinition:
         """Return an agent that carries the servers it names.
