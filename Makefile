@@ -32,11 +32,11 @@ services: ## Install PostgreSQL and Redis for the tests, where that is possible
 models: setup ## Get the embedding model that tests run for real, about 90 MB, where that is possible
 	@scripts/models.sh
 
-test: setup services models ## Run every test with coverage; ARGS="tests/unit -k name" runs a part without it
-	@$(PY) -m pytest -m "not bench" $(if $(ARGS),$(ARGS),--cov --cov-report=term)
+test: setup services models ## Run every test with coverage; ARGS="tests/e2e -k name" runs a part without it
+	@$(if $(ARGS),$(PY) -m pytest -m "not bench" $(ARGS),scripts/test.sh)
 
-test-unit: setup ## Run the tests that need neither Ray nor a network
-	@$(PY) -m pytest tests/unit -m "not bench"
+test-unit: setup ## Run the tests that need neither Ray nor a network, on every core (ARGS are passed on)
+	@$(PY) -m pytest tests/unit -m "not bench" -n logical --dist worksteal $(ARGS)
 
 simulate: setup ## Run a whole board under faults, in one process and virtual time, on SEEDS=1000 seeds
 	@FLOCK_SIM_SEEDS=$(or $(SEEDS),1000) $(PY) -m pytest tests/simulation/test_simulation.py -q $(ARGS)

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -48,15 +49,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def ray_cluster() -> Iterator[str]:
     """Start the one local Ray of the test run; the value is its namespace."""
     import ray
+    from ray._private.node import Node
 
     namespace = f"tests-{secrets.token_hex(4)}"
-    ray.init(
-        num_cpus=8,
-        include_dashboard=False,
-        namespace=namespace,
-        log_to_driver=False,
-        configure_logging=False,
-    )
+    # Nobody gets what it collects, from the files of hundreds of processes by the end of a run.
+    with mock.patch.object(Node, "start_log_monitor"):
+        ray.init(
+            num_cpus=8,
+            include_dashboard=False,
+            namespace=namespace,
+            log_to_driver=False,
+            configure_logging=False,
+        )
     yield namespace
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
         time.sleep(2 * SAVE_INTERVAL)  # let the workers write what they have executed

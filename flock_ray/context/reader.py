@@ -91,12 +91,15 @@ class BoardReader:
             merged = sorted((e for pages in shards for e in pages.found), key=age, reverse=True)
             last = merged[limit - 1] if len(merged) >= limit else None
             behind = [pages for pages in shards if pages.hides(last)]
-            if not behind or sum(len(e.payload) for e in merged) > 2 * self._max_bytes:
+            known = max((age(pages.found[-1]) for pages in behind if pages.found), default=None)
+            sure = [e for e in merged if known is None or age(e) >= known]
+            # What is not sure is at most one reply of each shard: it says nothing about what fits.
+            if not behind or (
+                all(pages.found for pages in behind) and sum(len(e.payload) for e in sure) > self._max_bytes
+            ):
                 break
             await asyncio.gather(*(self._fetch(pages, blob, size, before) for pages in behind))
             size = PAGE
-        known = max((age(pages.found[-1]) for pages in behind if pages.found), default=None)
-        sure = [e for e in merged if known is None or age(e) >= known]
         return self._fitting(sure[:limit])
 
     async def get(self, ids: Collection[bytes]) -> list[Envelope]:

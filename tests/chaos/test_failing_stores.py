@@ -72,9 +72,8 @@ async def test_a_board_goes_on_after_its_redis_fails_over(new_flock: NewFlock, t
         async with asyncio.timeout(150):
             await asyncio.gather(fail_over(), publish_orders(flock, numbers))
 
-        # Then nothing of what was acknowledged is missing
+        # Then nothing of what was acknowledged is missing; on a busy machine it may have failed over again meanwhile
         await finish(flock, numbers, history)
-        assert is_master(replica)
 
 
 async def test_a_board_goes_on_after_nodes_of_its_redis_cluster_have_died(

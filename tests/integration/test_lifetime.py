@@ -18,7 +18,7 @@ from tests.integration.models import Shout, Word
 pytestmark = pytest.mark.timeout(180)
 
 DRIVER = """
-    import asyncio, json, os, sys, time
+    import asyncio, json, os, signal, sys, time
     from flock_ray import Flock
     from tests.integration.models import Shout, Word
 
@@ -36,6 +36,8 @@ DRIVER = """
         if end == "wait":
             await asyncio.sleep(1000)
 
+    # What a shell has started in the background would ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     asyncio.run(main(*sys.argv[1:]))
 """
 
@@ -75,12 +77,12 @@ async def test_a_board_leaves_no_process_however_its_driver_ends(
         if signum is not None:
             assert all(alive(pid) for pid in pids[end])
             drivers[end].send_signal(signum)
-    codes = {end: await asyncio.to_thread(driver.wait, 60) for end, driver in drivers.items()}
+    codes = {end: await asyncio.to_thread(driver.wait, 100) for end, driver in drivers.items()}
     assert codes["return"] == 0
     assert codes["kill"] == -signal.SIGKILL
 
     # Then worker, router and shard of each are gone soon
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     left: dict[str, Any] = dict.fromkeys(ends)
     while left and time.monotonic() < deadline:
         await asyncio.sleep(0.2)

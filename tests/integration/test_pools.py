@@ -27,6 +27,7 @@ async def until(condition: Callable[[], object], *, timeout_s: float = 60) -> No
 
 def _work(job: Job) -> Done:
     started = time.monotonic()
+    Path(f"{job.gate}.{job.n}").touch()
     while not Path(job.gate).exists():
         time.sleep(0.01)
     return Done(n=job.n, pid=os.getpid(), started=started, ended=time.monotonic())
@@ -87,6 +88,11 @@ async def test_light_agents_share_a_worker_and_each_keeps_its_concurrency(
     word = await flock.publish(Word(text="w"))
     await flock.wait(word.correlation_id, timeout=60)
     assert await flock.store.count(Done) == 0
+
+    async def both_run() -> bool:
+        return len(list(tmp_path.glob("gate.*"))) == 2  # noqa: ASYNC240  # a folder of two files
+
+    await until(both_run)
     gate.touch()
     await flock.wait(jobs[0].correlation_id, timeout=60)
 

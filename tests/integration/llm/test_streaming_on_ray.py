@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flock_ray import Context, Cursor, Flock
+from flock_ray import Context, Cursor, Flock, LiteLLMEngine
 from flock_ray.gateway.settings import ModelSettings
 from flock_ray.token_streams import StreamPiece
 from tests import llm_answers as say
@@ -32,12 +33,19 @@ async def until(flock: Flock, workflow: str, kind: str, *, after: Cursor | None 
     return found
 
 
-async def speak(ctx: Context, word: Word) -> Shout:
-    for letter in word.text:
-        ctx.stream(letter)
-        await asyncio.sleep(0.02)
-    ctx.stream("", "final")
-    return Shout(text=word.text.upper())
+def speaking_until(gate: Path) -> Callable[[Context, Word], Awaitable[Shout]]:
+    """Return an agent that spells a word, and is not done before a file appears."""
+
+    async def speak(ctx: Context, word: Word) -> Shout:
+        for letter in word.text:
+            ctx.stream(letter)
+            await asyncio.sleep(0.02)
+        while not gate.exists():  # noqa: ASYNC110, ASYNC240  # another process makes it
+            await asyncio.sleep(0.02)
+        ctx.stream("", "final")
+        return Shout(text=word.text.upper())
+
+    return speak
 
 
 def in_a_thread(ctx: Context, word: Word) -> Shout:
@@ -53,9 +61,11 @@ async def twice(ctx: Context, job: Job) -> Done:
     return Done(n=job.n, pid=os.getpid())
 
 
-async def test_what_a_run_says_reaches_the_driver_while_it_goes_on(new_flock: NewFlock) -> None:
-    flock = new_flock(shards=2)
-    flock.agent("speaker").consumes(Word).publishes(Shout).runs(speak)
+async def test_what_a_run_says_reaches_the_driver_while_it_goes_on(
+    new_flock: NewFlock, tmp_path: Path
+) -> None:
+    flock, gate = new_flock(shards=2), tmp_path / "gate"
+    flock.agent("speaker").consumes(Word).publishes(Shout).runs(speaking_until(gate))
     text = "the quick brown fox jumps over the lazy dog"
     following = [asyncio.ensure_future(until(flock, f"w{n}", "final")) for n in range(4)]
     await asyncio.gather(*(flock.publish(Word(text=f"{n} {text}"), correlation_id=f"w{n}") for n in range(4)))
@@ -64,6 +74,7 @@ async def test_what_a_run_says_reaches_the_driver_while_it_goes_on(new_flock: Ne
         assert "active" == (await flock.workflow_status("w0")).state
         assert piece.text.startswith("0")
         break
+    gate.touch()
     for n, pieces in enumerate(await asyncio.gather(*following)):
         assert f"{n} {text}" == "".join(piece.text for piece in pieces)
         assert 5 < len(pieces), "it came in pieces, while it was said"
@@ -88,9 +99,14 @@ async def test_a_model_s_answer_streams_from_the_provider_to_the_driver(new_floc
     with in_thread(respond=answer) as server:
         settings = ModelSettings(api_base=server.url, api_key=server.key)
         flock = new_flock(model="openai/test-model", models={"openai/test-model": settings})
-        flock.agent("speaker").description("Counts.").consumes(Word).publishes(Shout)
+        # Otherwise it streams only if somebody reads by the time it is called, and the reader may come late.
+        engine = LiteLLMEngine(stream=True)
+        flock.agent("speaker").description("Counts.").consumes(Word).publishes(Shout).with_engines(engine)
+        await flock.start()
+        # First: without a reader nothing is streamed.
+        listening = asyncio.ensure_future(until(flock, "w", "final"))
         await flock.publish(Word(text="count"), correlation_id="w")
-        pieces = await until(flock, "w", "final")
+        pieces = await listening
         tokens = [piece for piece in pieces if piece.kind == "token"]
 
         assert answer.text == "".join(piece.text for piece in tokens)
