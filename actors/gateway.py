@@ -1,7 +1,7 @@
 """Hosts a `Gateway` for workers elsewhere: takes batches of calls, hands back what happened to them.
 
-No Ray in here. `submit` returns at once; a client fetches with `collect`, of which it keeps one call open. So
-no method waits for another process, a dead gateway is noticed at once, and a silent client loses its calls.
+No Ray in here. A client asks with `submit`, or with the `collect` that fetches what happened, of which it keeps one
+call open. No method waits for another process, a dead gateway is noticed at once, and a silent client loses its calls.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class GatewayHost:
             return self.open_calls  # its next `collect` says so
         session = self._session(batch.client, batch.session, now)
         for call in batch.cancels:
-            task = session.tasks.get(call)
+            # Out at once: one that has not taken its first step would never take itself out.
+            task = session.tasks.pop(call, None)
             if task is not None:
                 task.cancel()
             session.told.pop(call, None)
@@ -130,8 +131,17 @@ class GatewayHost:
                 session.tasks[ask.id] = asyncio.ensure_future(self._run(session, ask))
         return self.open_calls
 
-    async def collect(self, client: str, name: str, wait_s: float) -> bytes:
-        """Return what happened to the calls of a session, after `wait_s` seconds at most."""
+    async def collect(self, client: str, name: str, wait_s: float, blob: bytes = b"") -> bytes:
+        """Return what happened to the calls of a session, after `wait_s` seconds at most.
+
+        Args:
+            client: Whose.
+            name: Of the session.
+            wait_s: How long to wait for the first news.
+            blob: A batch of asks to submit before.
+        """
+        if blob:
+            await self.submit(blob)
         if name in self._gone:
             return encode(ToldBatch([], self.open_calls, True))
         session = self._session(client, name, self._monotonic())

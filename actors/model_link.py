@@ -19,6 +19,7 @@ import msgspec
 from flock_ray.actors.model_messages import Ask, AskBatch, Told, decode_reply, decode_told, encode, error_of
 from flock_ray.core.gateway_scaling import home_of, pick
 from flock_ray.errors import ModelError
+from flock_ray.gateway.budgets import within_budget
 from flock_ray.gateway.fallbacks import with_fallbacks
 from flock_ray.gateway.settings import GatewayPlan
 from flock_ray.model import ModelReply, ModelRequest
@@ -106,6 +107,11 @@ class ModelLink:
         self, request: ModelRequest, on_text: Callable[[str], None] | None = None
     ) -> ModelReply:
         """Answer a request; see `Model`."""
+        if request.caller.charges:
+            return await within_budget(self._complete, request, on_text)
+        return await self._complete(request, on_text)
+
+    async def _complete(self, request: ModelRequest, on_text: Callable[[str], None] | None) -> ModelReply:
         fallbacks = tuple(self._plan.settings(request.model).fallbacks)
         return await with_fallbacks(self._one, request, on_text, fallbacks, self._monotonic)
 
@@ -158,12 +164,12 @@ class ModelLink:
             return 0  # it plays in order, and writes: one process
         key = self._plan.home_key(model)
         if key is not None:
-            return home_of(key, self._plan.max_gateways)
+            return home_of(key, self._plan.num_gateways)
         in_use = [
             max(line.open_calls, len(line.calls)) if (line := self._lines.get(index)) is not None else 0
             for index in range(max(self._lines, default=-1) + 1)
         ]
-        return pick(in_use, self._plan.max_gateways)
+        return pick(in_use, self._plan.num_gateways)
 
     def _line(self, index: int) -> _Line:
         line = self._lines.get(index)
@@ -182,10 +188,25 @@ class ModelLink:
         self._stir(line)
 
     def _stir(self, line: _Line) -> None:
-        if line.sender is None:
-            line.sender = asyncio.ensure_future(self._send(line))
         if line.collector is None and line.calls:
             line.collector = asyncio.ensure_future(self._collect(line))
+        elif line.sender is None and (line.asks or line.cancels) and line.link is not None:
+            # The collector waits at the gateway; before there is a link, it takes along what is asked meanwhile.
+            line.sender = asyncio.ensure_future(self._send(line))
+
+    def _batch(self, line: _Line) -> bytes:
+        """Return the next batch of what is asked and given up; empty when there is nothing."""
+        if not line.asks and not line.cancels:
+            return b""
+        cancels, line.cancels = line.cancels, []
+        batch, size = AskBatch(self._client, line.session, [], cancels), 0
+        while line.asks and size < MAX_BATCH_BYTES:
+            call = line.asks.popleft()
+            if call.id not in line.calls:
+                continue  # answered or given up meanwhile: it must not be paid twice
+            batch.asks.append(Ask(call.id, call.request, call.on_text is not None, call.hurried))
+            size += len(call.request)
+        return encode(batch)
 
     async def _send(self, line: _Line) -> None:
         session = line.session
@@ -194,28 +215,29 @@ class ModelLink:
             while line.asks or line.cancels:
                 link = await self._link(line)
                 session = line.session
-                cancels, line.cancels = line.cancels, []
-                batch, size = AskBatch(self._client, session, [], cancels), 0
-                while line.asks and size < MAX_BATCH_BYTES:
-                    call = line.asks.popleft()
-                    batch.asks.append(Ask(call.id, call.request, call.on_text is not None, call.hurried))
-                    size += len(call.request)
-                line.open_calls = await link.submit(encode(batch))
+                blob = self._batch(line)
+                if blob:
+                    line.open_calls = await link.submit(blob)
         except Exception as error:  # whatever it was: what is open is asked again, after a pause
             self._failed(line, session, error)
         finally:
             line.sender = None
-            if line.asks or line.cancels:
-                self._stir(line)
+            self._stir(line)
 
     async def _collect(self, line: _Line) -> None:
         session = line.session
         try:
+            await asyncio.sleep(0)  # what else this turn of the loop brings goes along
             while line.calls and line.session == session:
                 link = await self._link(line)
                 if line.session != session:
                     break
-                batch = decode_told(await link.collect(self._client, session, COLLECT_S))
+                # One message asks and waits for the answers: a lone call costs one trip.
+                blob = self._batch(line) if line.sender is None else b""
+                waiting = link.collect(self._client, session, COLLECT_S, blob)
+                if line.asks or line.cancels:
+                    self._stir(line)
+                batch = decode_told(await waiting)
                 if batch.gone:
                     self._lost(line, session)
                     break
@@ -226,8 +248,7 @@ class ModelLink:
             self._failed(line, session, error)
         finally:
             line.collector = None
-            if line.calls:
-                self._stir(line)
+            self._stir(line)
 
     async def _link(self, line: _Line) -> Any:
         if line.link is None:

@@ -12,12 +12,20 @@ import msgspec
 from flock_ray.core.texts import TextLog, TextQuery, decode_batch, encode
 from flock_ray.ports import Clock
 
-__all__ = ["ShardTexts"]
+__all__ = ["ShardTexts", "is_heard"]
 
 MAX_TEXTS = 1000
 """Most pieces that one read returns."""
 
+LISTENED_S = 3600.0
+"""A board that had a reader has one again soon: so long the answers of models are streamed for the next one."""
+
 _decode_query = msgspec.msgpack.Decoder(TextQuery).decode
+
+
+def is_heard(read_s: float | None) -> bool:
+    """Tell whether somebody reads what runs say; `read_s`: the loop's time when somebody last did, None: never."""
+    return read_s is not None and asyncio.get_running_loop().time() - read_s < LISTENED_S
 
 
 class ShardTexts:
@@ -30,11 +38,14 @@ class ShardTexts:
         super().__init__()
         self.texts = TextLog()
         self._texts_changed: asyncio.Future[None] | None = None
+        self._read_texts_s: float | None = None
+        """Loop time at which somebody last asked for texts."""
 
-    async def take_texts(self, blob: bytes) -> None:
-        """Take a TextBatch from a worker."""
+    async def take_texts(self, blob: bytes) -> bool:
+        """Take a TextBatch from a worker; returns whether somebody reads them, or did lately."""
         self.texts.add(decode_batch(blob).texts, self._clock.now_us())
         self._tell_text_readers()
+        return is_heard(self._read_texts_s)
 
     def forget_texts(self) -> None:
         """Forget everything that runs have said: it may repeat what has to be erased. Readers see a gap."""
@@ -59,7 +70,8 @@ class ShardTexts:
             msgpack of a list of Text, and the position to go on from.
         """
         wanted = _decode_query(query)
-        until_s = asyncio.get_running_loop().time() + wait_s
+        self._read_texts_s = asyncio.get_running_loop().time()
+        until_s = self._read_texts_s + wait_s
         from_now = after < 0
         while True:
             found, after = self.texts.read(after, max(1, min(limit, MAX_TEXTS)), wanted)

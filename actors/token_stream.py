@@ -100,7 +100,7 @@ class TokenStream:
 
     def __init__(
         self,
-        send: Callable[[int, bytes], Awaitable[None]],
+        send: Callable[[int, bytes], Awaitable[bool | None]],
         num_shards: int,
         *,
         flush_s: float = FLUSH_S,
@@ -110,7 +110,8 @@ class TokenStream:
         """Stream to the shards of a board, once `begin` was called.
 
         Args:
-            send: Gives a TextBatch to a shard; called on the control loop, one at a time per shard.
+            send: Gives a TextBatch to a shard; called on the control loop, one at a time per shard. Returns whether
+                somebody reads them.
             num_shards: Shards of the board.
             flush_s: How long a piece waits for others, in seconds.
             max_waiting_bytes: What may wait for one shard.
@@ -123,6 +124,8 @@ class TokenStream:
         self._max_runs = max_runs
         self._lanes: dict[int, _Lane] = {}
         self._runs: OrderedDict[tuple[bytes, int], _Run] = OrderedDict()
+        self._unheard: set[int] = set()
+        """Shards whose texts nobody reads."""
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sending: dict[int, asyncio.Task[None]] = {}
@@ -134,7 +137,18 @@ class TokenStream:
         """Send on the running loop, from now on; safe to repeat."""
         self._loop = self._loop or asyncio.get_running_loop()
 
+    def heard(self, shard: int, listened: bool | None) -> None:
+        """Learn from a shard whether somebody reads what runs of it say."""
+        if listened is False:
+            self._unheard.add(shard)
+        elif listened:
+            self._unheard.discard(shard)
+
     # -- any thread ----------------------------------------------------------------------------
+
+    def listened(self, task: Task) -> bool:
+        """Tell whether somebody may read what a run says, so that it is worth the trouble to say it in pieces."""
+        return shard_of(task.slot, self._num_shards) not in self._unheard
 
     def __call__(self, task: Task, kind: str, text: str) -> None:
         """Take what a run says.
@@ -235,7 +249,7 @@ class TokenStream:
                     del self._sending[shard]
                     return
             try:
-                await self._send_to(shard, encode(TextBatch(texts)))
+                self.heard(shard, await self._send_to(shard, encode(TextBatch(texts))))
             except PeerGoneError:
                 self._lost(texts)
                 await asyncio.sleep(GONE_S)

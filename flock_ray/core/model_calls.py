@@ -53,24 +53,23 @@ class ModelCall(msgspec.Struct, array_like=True, gc=False, frozen=True):
 
 
 def merged(calls: Iterable[ModelCall]) -> list[ModelCall]:
-    """Add calls up, one record per (model, source, error, tenant); unknown prices count as nothing.
+    """Add calls up, one record per (model, source, error, tenant), and one more of those whose price is not known.
 
     Texts, hashes and times of the single calls are lost.
     """
-    sums: dict[tuple[str, str, str, str], ModelCall] = {}
+    sums: dict[tuple[str, str, str, str, bool], ModelCall] = {}
     for call in calls:
-        key = (call.model, call.source, call.error_type, call.tenant)
+        key = (call.model, call.source, call.error_type, call.tenant, call.cost_usd is None)
         known = sums.get(key)
         if known is None:
             sums[key] = msgspec.structs.replace(call, request_hash="", prompt="", answer="", first_token_us=0)
             continue
-        costs = [cost for cost in (known.cost_usd, call.cost_usd) if cost is not None]
         sums[key] = msgspec.structs.replace(
             known,
             input_tokens=known.input_tokens + call.input_tokens,
             output_tokens=known.output_tokens + call.output_tokens,
             cached_tokens=known.cached_tokens + call.cached_tokens,
-            cost_usd=sum(costs) if costs else None,
+            cost_usd=None if call.cost_usd is None else (known.cost_usd or 0.0) + call.cost_usd,
             latency_us=known.latency_us + call.latency_us,
             tries=known.tries + call.tries,
             count=known.count + call.count,

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 __all__ = ["WINDOW_S", "FairQueue", "ModelLimiter", "Observed", "Rates", "Ticket"]
 
 WINDOW_S = 60.0
 STEP_S = 0.1
 MAX_BACKOFF_S = 60.0
+TOLERATED = 0.1
+"""Share of a round that a provider may refuse before fewer run at the same time: some refuse a few at random."""
+GROWTH = 0.1
+"""By how much of itself a learned ceiling rises per round of calls that were answered."""
 MAX_BLOCK_S = 3600.0
 """However long a provider asks us to wait, it is asked again after an hour."""
 
@@ -51,6 +55,8 @@ class Ticket:
     """How many tokens it will use, as far as anybody can tell."""
     step: _Step | None = None
     """Where it was counted; None: it has not started."""
+    number: int = 0
+    """Which start it was, from 1; 0: it has not started."""
 
 
 @dataclass(slots=True)
@@ -127,6 +133,7 @@ class FairQueue:
         del flow.queue[ticket]
         tenant.waiting -= 1
         self._num -= 1
+        self._trim(tenant)
         return True
 
     def peek(self) -> Ticket | None:
@@ -175,6 +182,16 @@ class FairQueue:
                 heappop(tenant.heap)
             raise AssertionError("a tenant waits without an agent that does")
         return None
+
+    def _trim(self, tenant: _Tenant) -> None:
+        """Take out of the heaps who waits no more, once they are most of it: calls that are given up leave them."""
+        if len(self._heap) > 64 + 2 * len(self._tenants):
+            self._heap = [(one.start, name) for name, one in self._tenants.items() if one.waiting]
+            heapify(self._heap)
+        if len(tenant.heap) > 64 + 2 * len(tenant.flows):
+            tenant.heap = [(flow.start, name) for name, flow in tenant.flows.items() if flow.queue]
+            heapify(tenant.heap)
+        self._forget(tenant)
 
     def _forget(self, served: _Tenant) -> None:
         """Forget who is idle when there are many, so that names which come and go take no memory.
@@ -243,7 +260,14 @@ class ModelLimiter:
         self.in_flight = 0
         self._blocked_until = float("-inf")
         self._strikes = 0
-        self._cut_until = float("-inf")
+        self._struck_until = float("-inf")
+        self._started = 0
+        self._cut_at = 0
+        """How many calls had started when the ceiling was last lowered."""
+        self._round = 0
+        """Calls of this round: as many as ran when the first of them came back."""
+        self._answered = self._refused = 0
+        """What came back of them so far."""
         self._ceiling: float | None = None
         """Concurrency that was learned from refusals; None: nothing was."""
         self._recovered = 0.0
@@ -306,38 +330,66 @@ class ModelLimiter:
             self._tokens += change
         ticket.step = None
 
-    def succeeded(self) -> None:
-        """Note that the provider has answered: a learned ceiling rises by one per round of calls."""
+    def succeeded(self, ticket: Ticket) -> None:
+        """Note that the provider has answered: a learned ceiling rises, by a tenth or by one, per round of calls."""
         self._strikes = 0
-        if self._ceiling is not None:
-            self._ceiling += 1.0 / max(1.0, self._ceiling)
+        if self._ceiling is not None and ticket.number > self._cut_at:
+            self._ceiling += max(1.0 / self._ceiling, GROWTH)
             if self._ceiling >= self._recovered:
                 self._ceiling = None
+        self._count(ticket, refused=False)
 
-    def refused(self, now: float, retry_after_s: float | None = None) -> float:
-        """Note that the provider has refused a call (429): nobody starts for a while, and fewer at once later.
+    def refused(self, ticket: Ticket, now: float, retry_after_s: float | None = None) -> float:
+        """Note that the provider has refused a call (429): nobody starts for a while, and maybe fewer at once later.
+
+        Fewer when more than a tenth of a round of calls was refused; the others are held back when the provider says
+        how long, or when it was more than half of them. A few refusals among many answers are noise.
 
         Args:
+            ticket: The call, which has not ended with `finish` yet.
             now: The time.
             retry_after_s: What the provider asks for; None: 1 s, then twice as long each time.
 
         Returns:
-            Seconds until calls start again.
+            Seconds until the call should be tried again.
         """
         if retry_after_s is None:
             wait = min(MAX_BACKOFF_S, 2.0 ** min(self._strikes, 6))
         else:
             wait = min(max(retry_after_s, 0.0), MAX_BLOCK_S)
-        if now >= self._cut_until:
+        is_most = self._count(ticket, refused=True)
+        if is_most and now >= self._struck_until:
             # Once per refusal period: many calls that ran together are refused together.
             self._strikes += 1
-            running = float(max(1, self.in_flight))
-            if self._ceiling is None or self._ceiling > running / 2:
-                self._recovered = 2 * running
-                self._ceiling = max(1.0, running / 2)
-        self._cut_until = max(self._cut_until, now + max(wait, 1.0))
+            self._struck_until = now + max(wait, 1.0)
+        if retry_after_s is None and not is_most:
+            return wait
         self._blocked_until = max(self._blocked_until, now + wait)
         return self._blocked_until - now
+
+    def _count(self, ticket: Ticket, *, refused: bool) -> bool:
+        """Count what came of a call of this round; returns whether most of the round was refused."""
+        if ticket.number <= self._cut_at:
+            return False  # it ran beside those for which the ceiling was lowered: old news
+        if not self._answered and not self._refused:
+            self._round = max(1, self.in_flight)
+        if refused:
+            self._refused += 1
+        else:
+            self._answered += 1
+        share = self._refused / self._round
+        if self._refused + self._answered >= self._round:
+            if share > TOLERATED:
+                self._cut(share)
+            self._answered = self._refused = 0
+        return share > 0.5
+
+    def _cut(self, share: float) -> None:
+        """Lower the ceiling by the share of a round that was refused, at most to a half."""
+        lowered = max(1.0, self._round * (1.0 - min(share, 0.5)))
+        if self._ceiling is None or lowered < self._ceiling:
+            self._ceiling, self._recovered = lowered, 2.0 * self._round
+        self._cut_at = self._started
 
     def observe(self, requests: Observed, tokens: Observed, now: float) -> None:
         """Take what the headers of an answer say is left.
@@ -378,6 +430,8 @@ class ModelLimiter:
 
     def _start(self, ticket: Ticket, now: float) -> None:
         self.in_flight += 1
+        self._started += 1
+        ticket.number = self._started
         step = self._steps[-1] if self._steps else None
         if step is None or step.ends <= now:
             step = _Step(now + STEP_S)

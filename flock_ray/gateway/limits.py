@@ -106,8 +106,8 @@ class Turn:
     def answered(self, requests: Observed, tokens: Observed) -> None:
         """Take what the provider told with its answer."""
         now = self._monotonic()
-        for gate, _ in self._passed:
-            gate.limiter.succeeded()
+        for gate, ticket in self._passed:
+            gate.limiter.succeeded(ticket)
         if self._passed:
             # What a provider tells is about the model that was called, not about all of its models.
             self._passed[-1][0].limiter.observe(requests, tokens, now)
@@ -116,8 +116,9 @@ class Turn:
         """Take a refusal (429); returns the seconds until calls start again."""
         if not self._passed:
             return retry_after_s or 1.0
-        wait = self._passed[-1][0].limiter.refused(self._monotonic(), retry_after_s)
-        self._passed[-1][0].pump()
+        gate, ticket = self._passed[-1]
+        wait = gate.limiter.refused(ticket, self._monotonic(), retry_after_s)
+        gate.pump()
         return wait
 
 

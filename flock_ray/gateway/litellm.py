@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -17,8 +18,10 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from flock_ray.errors import ModelError, ModelRefusedError, ModelTimeoutError
+from flock_ray.errors import ModelAnswerError, ModelError, ModelRefusedError, ModelTimeoutError
 from flock_ray.gateway.failures import error_from, observed
+from flock_ray.gateway.litellm_calls import completed, rehearse
+from flock_ray.gateway.litellm_tariffs import LOCAL, LitellmTariffs, table_entry
 from flock_ray.gateway.provider import Answer
 from flock_ray.gateway.settings import ModelSettings, full_name, provider_of
 from flock_ray.model import ModelReply, ModelRequest, Timeouts, ToolCall, Usage
@@ -48,8 +51,7 @@ def litellm_module() -> Any:
                 os.environ.setdefault(name, value)
             # Of pydantic, about a type of litellm's.
             warnings.filterwarnings("ignore", message=".*ReadOnly.*", category=UserWarning)
-            import litellm
-
+            litellm = _imported()
             litellm.suppress_debug_info = True
             litellm.turn_off_message_logging = True
             litellm.num_retries = 0
@@ -62,7 +64,19 @@ def litellm_module() -> Any:
     return _module
 
 
-class LitellmProvider:
+def _imported() -> Any:
+    """Import litellm; without the garbage collector, which would look at half a million new objects again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        import litellm
+    finally:
+        if was_on:
+            gc.enable()
+    return litellm
+
+
+class LitellmProvider(LitellmTariffs):
     """Calls any model that litellm knows."""
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -74,11 +88,21 @@ class LitellmProvider:
         self._monotonic = monotonic
         self._timeouts: dict[float | None, Any] = {}
         self._windows: dict[str, int | None] = {}
+        self._rehearsed = False
 
     async def warm_up(self) -> None:
-        """Import litellm in a thread."""
+        """Import litellm in a thread, and what it imports at its first call: another second."""
+        await self._ready()
+        if not self._rehearsed:
+            self._rehearsed = True
+            await rehearse(_module)
+
+    async def _ready(self) -> None:
         if _module is None:
             await asyncio.to_thread(litellm_module)
+
+    def _litellm(self) -> Any:
+        return litellm_module()
 
     async def call(
         self, request: ModelRequest, settings: ModelSettings, on_text: Callable[[str], None] | None
@@ -88,7 +112,7 @@ class LitellmProvider:
         The answer is streamed when somebody listens, or when the request has a first-token or idle timeout of
         its own: reading it in pieces costs several times the CPU.
         """
-        await self.warm_up()
+        await self._ready()
         times, usual = request.timeouts, Timeouts()
         streams = on_text is not None or times.first_token_s not in (usual.first_token_s, None)
         streams = streams or times.idle_s not in (usual.idle_s, None)
@@ -103,7 +127,7 @@ class LitellmProvider:
 
     async def _whole(self, request: ModelRequest, settings: ModelSettings) -> Answer:
         started = self._monotonic()
-        response = await _module.acompletion(**self._parameters(request, settings))
+        response = await completed(_module, self._parameters(request, settings))
         choice = response.choices[0] if response.choices else None
         message = None if choice is None else choice.message
         calls = [
@@ -114,12 +138,15 @@ class LitellmProvider:
             )
             for index, call in enumerate(getattr(message, "tool_calls", None) or [])
         ]
+        text = getattr(message, "content", None) or ""
+        if len(text) + sum(len(call.arguments) for call in calls) > MAX_ANSWER_CHARS:
+            raise _too_long()
         reply = ModelReply(
-            text=_valid(getattr(message, "content", None) or ""),
+            text=_valid(text),
             tool_calls=calls,
             finish_reason=_finish(getattr(choice, "finish_reason", None), calls),
             refusal=_refusal(message),
-            usage=self._usage(request.model, settings, getattr(response, "usage", None)),
+            usage=self._usage(request, settings, getattr(response, "usage", None)),
             latency_s=self._monotonic() - started,
         )
         return self._answer(request, reply, _headers(response))
@@ -135,9 +162,8 @@ class LitellmProvider:
         try:
             async with asyncio.timeout(times.first_token_s) as limit:
                 parameters = self._parameters(request, settings)
-                stream = await _module.acompletion(
-                    **parameters, stream=True, stream_options={"include_usage": True}
-                )
+                parameters |= {"stream": True, "stream_options": {"include_usage": True}}
+                stream = await completed(_module, parameters)
                 async for chunk in stream:
                     if got.take(chunk) and first is None:
                         first = self._monotonic() - started
@@ -165,7 +191,7 @@ class LitellmProvider:
             tool_calls=calls,
             finish_reason=_finish(got.finish, calls),
             refusal="".join(got.refusal),
-            usage=self._usage(request.model, settings, got.usage),
+            usage=self._usage(request, settings, got.usage),
             latency_s=self._monotonic() - started,
             first_token_s=first,
         )
@@ -210,7 +236,7 @@ class LitellmProvider:
             self._timeouts[connect] = httpx.Timeout(None, connect=connect)
         return self._timeouts[connect]
 
-    def _usage(self, model: str, settings: ModelSettings, usage: Any) -> Usage:
+    def _usage(self, request: ModelRequest, settings: ModelSettings, usage: Any) -> Usage:
         if usage is None:
             return Usage()
         sent, made = int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0)
@@ -220,27 +246,41 @@ class LitellmProvider:
             input_tokens=sent,
             output_tokens=made,
             cached_tokens=cached,
-            cost_usd=self._cost(model, settings, usage, sent, made),
+            cost_usd=self._cost(request, settings, usage, sent, made),
         )
 
-    def _cost(self, model: str, settings: ModelSettings, usage: Any, sent: int, made: int) -> float | None:
-        if settings.input_usd_per_mtok is not None or settings.output_usd_per_mtok is not None:
-            price = sent * (settings.input_usd_per_mtok or 0.0) + made * (settings.output_usd_per_mtok or 0.0)
-            return price / 1e6
-        if self._max_input(model) is None:
+    def _cost(
+        self, request: ModelRequest, settings: ModelSettings, usage: Any, sent: int, made: int
+    ) -> float | None:
+        model, entry = request.model, table_entry(_module, request.model)
+        given = settings.input_usd_per_mtok, settings.output_usd_per_mtok
+        if given != (None, None):
+            # Of two prices, one may be given and the other in the table.
+            first, second = (
+                float(entry.get(name) or 0.0) if price is None else price / 1e6
+                for price, name in zip(given, ("input_cost_per_token", "output_cost_per_token"), strict=True)
+            )
+            return sent * first + made * second
+        if not entry:
             return None
+        if provider_of(model) in LOCAL:
+            return 0.0
+        tier = request.extra.get("service_tier") or settings.extra.get("service_tier")
         with contextlib.suppress(Exception):
-            first, second = _module.cost_per_token(model=full_name(model), usage_object=usage)
-            return float(first + second)
+            first, second = _module.cost_per_token(
+                model=full_name(model), usage_object=usage, service_tier=tier
+            )
+            cost = float(first + second)
+            # litellm says 0 for a model without a price, too.
+            return cost if cost or entry.get("input_cost_per_token") is not None else None
         return None
 
     def _max_input(self, model: str) -> int | None:
         """Return how many tokens a model takes, as litellm's table has it; None: it is not there."""
         if model not in self._windows:
-            limit = None
-            with contextlib.suppress(Exception):
-                info = _module.get_model_info(full_name(model))
-                limit = int(info.get("max_input_tokens") or info.get("max_tokens") or 0) or None
+            entry, limit = table_entry(_module, model), None
+            with contextlib.suppress(Exception):  # the table has words in a few places
+                limit = int(entry.get("max_input_tokens") or entry.get("max_tokens") or 0) or None
             if len(self._windows) > 1000:
                 self._windows.clear()
             self._windows[model] = limit
@@ -300,14 +340,19 @@ class _Streamed:
         bare = text.rstrip()
         self._blank = len(text) - len(bare) if bare else self._blank + len(text)
         if self._size > MAX_ANSWER_CHARS:
-            raise ModelError(
-                f"The answer is longer than {MAX_ANSWER_CHARS} characters and was cut. Set max_tokens."
-            )
+            raise _too_long()
         if self._blank > MAX_BLANK_CHARS:
             raise ModelError(
                 "The model writes nothing but white space. It is tried again; ask for a simpler schema, "
                 "or set max_tokens."
             )
+
+
+def _too_long() -> ModelAnswerError:
+    return ModelAnswerError(
+        f"The answer is longer than {MAX_ANSWER_CHARS} characters and was given up; it was not tried again. "
+        "Set max_tokens."
+    )
 
 
 def _invented(stream: Any) -> bool:

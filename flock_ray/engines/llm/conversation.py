@@ -47,7 +47,7 @@ class Conversation:
         may_step_down: bool,
         max_tool_calls: int,
         max_repairs: int,
-        is_streamed: bool,
+        streams: bool | None,
         num_media: int = 0,
     ) -> None:
         """Begin with a request that has the first messages.
@@ -62,7 +62,7 @@ class Conversation:
             may_step_down: Whether to ask in a simpler way when the provider refuses this one.
             max_tool_calls: See the engine.
             max_repairs: See the engine.
-            is_streamed: Whether pieces of the answer are handed on as they come.
+            streams: Whether pieces of the answer are handed on as they come; None: when somebody listens.
             num_media: How many images and files the messages hold.
         """
         self._model = model
@@ -77,7 +77,7 @@ class Conversation:
         self._may_step_down = may_step_down
         self._max_tool_calls = max_tool_calls
         self._max_repairs = max_repairs
-        self._is_streamed = is_streamed
+        self._streams = streams
         self._num_media = num_media
         self._may_call = bool(toolbox) and max_tool_calls > 0
 
@@ -123,6 +123,7 @@ class Conversation:
         """Ask, answering the calls of tools, until the model says something else."""
         while True:
             reply = await self._complete(schema)
+            await self._ctx.heartbeat()
             if reply.refusal or reply.finish_reason == "content_filter":
                 raise self._refused(reply)
             if not reply.tool_calls or not self._may_call:
@@ -131,12 +132,15 @@ class Conversation:
             await self._ctx.heartbeat()
 
     async def _complete(self, schema: Schema) -> ModelReply:
-        on_text = self._on_text if self._is_streamed and self._ctx.hooks.stream is not None else None
         while True:
             request = self._next_request(schema)
+            # For each call anew: a long run may get its first listener on the way.
+            on_text = self._on_text if self._is_heard() else None
             try:
                 reply = await self._model.complete(request, on_text)
                 self._note_call(reply)
+                if on_text is None and reply.text:
+                    self._stream("token", reply.text)  # in one piece, for who comes later
                 return reply
             except ModelRequestError as error:
                 if not self._steps_down(error):
@@ -195,6 +199,13 @@ class Conversation:
             self._may_call = False
             self._note("tool.limit", f"{self._max_tool_calls} calls of tools; the model has to answer now")
 
+    def _is_heard(self) -> bool:
+        """Tell whether the answer is to come in pieces: that costs several times the CPU of a whole one."""
+        hooks = self._ctx.hooks
+        if self._streams is False or hooks.stream is None:
+            return False
+        return self._streams is True or hooks.listened is None or hooks.listened()
+
     def _on_text(self, piece: str) -> None:
         # An empty piece says that the text begins again, after a try that failed.
         if piece:
@@ -204,7 +215,7 @@ class Conversation:
 
     def _stream(self, kind: str, text: str) -> None:
         sink: Callable[[str, str], None] | None = self._ctx.hooks.stream
-        if sink is not None and self._is_streamed:
+        if sink is not None and self._streams is not False:
             sink(kind, text)
 
     def _note(self, kind: str, detail: str) -> None:

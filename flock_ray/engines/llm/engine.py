@@ -57,7 +57,8 @@ class LiteLLMEngine(EngineComponent):
     tool_timeout: timedelta | None = timedelta(minutes=1)
     """Limit of one call of a tool that has none of its own; None: no limit."""
     stream: bool | None = None
-    """Whether the answer is streamed as it comes; None: when somebody could listen."""
+    """Whether the answer is asked for in pieces; False: never shown at all. None: when somebody reads what runs of the
+    board stream, or did within the last hour; who comes later gets it in one piece."""
     adapter: Adapter = "auto"
     """How the model is made to answer in JSON.
 
@@ -142,7 +143,8 @@ class LiteLLMEngine(EngineComponent):
         """
         model, name = self._model_port(agent), self._model_name(agent)
         shape = self._shape(agent, output_group)
-        toolbox = Toolbox(await self._run_tools(agent, ctx), note=ctx.hooks.note)
+        tools, captured = await self._run_tools(agent, ctx), getattr(model, "captured", None)
+        toolbox = Toolbox(tools, note=ctx.hooks.note, captured=captured)
         adapter = self._adapter(bool(toolbox))
         user = Inputs(agent, ctx.groups)
         message = user.message(inputs.artifacts, self._context_artifacts(ctx, inputs), is_batch=ctx.is_batch)
@@ -154,7 +156,7 @@ class LiteLLMEngine(EngineComponent):
             model, self._request(agent, ctx, name, [system, message]), shape,
             toolbox=toolbox, ctx=ctx, adapter=adapter, may_step_down=self.adapter == "auto",
             max_tool_calls=self.max_tool_calls, max_repairs=self.max_repairs,
-            is_streamed=self._is_streamed(agent), num_media=user.num_media,
+            streams=self._streams(agent), num_media=user.num_media,
         )  # fmt: skip
         models = await conversation.run()
         return EvalResult.from_objects(*models, agent=agent)
@@ -211,9 +213,9 @@ class LiteLLMEngine(EngineComponent):
             return self.adapter
         return "prompt" if has_tools else "json_schema"
 
-    def _is_streamed(self, agent: AgentDefinition) -> bool:
+    def _streams(self, agent: AgentDefinition) -> bool | None:
         # Candidates that are made at the same time would be mixed.
-        return self.stream is not False and (agent.best_of is None or agent.best_of[0] == 1)
+        return self.stream if agent.best_of is None or agent.best_of[0] == 1 else False
 
     def _context_artifacts(self, ctx: Context, inputs: EvalInputs) -> list[Artifact]:
         """Return what the agent may know besides its inputs: what its context provider gave, or the history."""

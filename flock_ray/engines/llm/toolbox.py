@@ -29,6 +29,8 @@ MAX_RESULT_CHARS = 2_000_000
 MAX_KEPT_CHARS = 8_000_000
 """Of all results of a run that are kept to be read; the oldest go first."""
 MAX_ERROR_CHARS = 2_000
+MAX_NOTED_CHARS = 380
+"""Of the arguments, and of the result, in the event of a call; an event holds both."""
 MAX_ITEMS = 10_000
 MAX_PARALLEL = 16
 MAX_THREADS = 200
@@ -43,13 +45,17 @@ Note = Callable[[str, str], None]
 class Toolbox:
     """The tools of one run, and the results that were too long for the conversation."""
 
-    def __init__(self, tools: Sequence[Tool], *, note: Note | None) -> None:
+    def __init__(
+        self, tools: Sequence[Tool], *, note: Note | None, captured: Callable[[str], str | None] | None = None
+    ) -> None:
         """Take the tools of a run.
 
         Args:
             tools: What the model may call; of several with one name, the first.
             note: Takes (kind, detail) of each call for the event log; None: nobody does.
+            captured: Redacts arguments and results for it; None, or what it returns: they are not kept.
         """
+        self._captured = captured
         self._tools: dict[str, Tool] = {}
         for tool in tools:
             self._tools.setdefault(tool.name, tool)
@@ -91,12 +97,12 @@ class Toolbox:
         if tool is None:
             names = ", ".join(sorted(self._tools)) or "none"
             return self._told(
-                call.name, 0.0, "UnknownTool", f"Error: there is no tool {call.name[:64]!r}. Tools: {names}."
+                call, 0.0, "UnknownTool", f"Error: there is no tool {call.name[:64]!r}. Tools: {names}."
             )
         arguments = _arguments(call.arguments)
         if arguments is None:
             return self._told(
-                call.name,
+                call,
                 0.0,
                 "InvalidArguments",
                 "Error: the arguments are not a JSON object. Write them again.",
@@ -107,24 +113,35 @@ class Toolbox:
             value, error = await _called(tool, arguments)
             took_s = now() - started
         if error is not None:
-            return self._told(tool.name, took_s, error, f"Error: {error}"[:MAX_ERROR_CHARS])
+            return self._told(call, took_s, error, f"Error: {error}"[:MAX_ERROR_CHARS])
         try:
             text = _as_text(value)
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as broken:
             text = f"Error: the result can't be read: {': '.join(safe_error_text(broken))}"[:MAX_ERROR_CHARS]
-        return self._told(tool.name, took_s, None, text if tool.name == READ_RESULT else self._bounded(text))
+        return self._told(call, took_s, None, text if tool.name == READ_RESULT else self._bounded(text))
 
-    def _told(self, name: str, took_s: float, error: str | None, text: str) -> str:
+    def _told(self, call: ToolCall, took_s: float, error: str | None, text: str) -> str:
         if self._note is not None:
+            name = call.name
             ok = error is None and not text.startswith("Error: ")
             detail: dict[str, Any] = {"tool": name[:64], "ms": round(took_s * 1000), "ok": ok}
             if not ok:
                 # Which kind, not the message: it may hold what the tool was given.
                 detail["error"] = "ToolError" if error is None else error.partition(":")[0][:80]
-            self._note("tool.called", json.dumps(detail))
+            detail |= self._kept_texts(call.arguments, text)
+            self._note("tool.called", json.dumps(detail, ensure_ascii=False))
         return text
+
+    def _kept_texts(self, arguments: str, result: str) -> dict[str, str]:
+        """Return arguments and result for the event, if they may be kept: redacted first, then cut."""
+        kept: dict[str, str] = {}
+        for name, text in (("arguments", arguments), ("result", result)):
+            shown = None if self._captured is None else self._captured(text)
+            if shown is not None:
+                kept[name] = _cut(shown)
+        return kept
 
     def _bounded(self, text: str) -> str:
         if len(text) <= INLINE_RESULT_CHARS:
@@ -150,6 +167,15 @@ class Toolbox:
         end = start + len(part)
         more = f"\n[to read on: start={end}, of {len(text)} characters]" if end < len(text) else "\n[end]"
         return part + more
+
+
+def _cut(text: str) -> str:
+    """Return what fits beside the rest of an event's detail: one that is cut in the middle would be no JSON."""
+    text, length = text.encode("utf-8", "replace").decode(), len(text)  # half a character encodes nowhere
+    kept = text[:MAX_NOTED_CHARS]
+    while len(json.dumps(kept, ensure_ascii=False)) > MAX_NOTED_CHARS:
+        kept = kept[: len(kept) * 3 // 4]
+    return kept if len(kept) == length else f"{kept}… [cut]"
 
 
 async def in_thread(call: Callable[[], Any]) -> Any:
