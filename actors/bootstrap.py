@@ -81,7 +81,7 @@ class RayBoard:
 
 async def open_board(plan: BoardPlan) -> RayBoard:
     """Join the board of the namespace, or create it when there is none."""
-    joined = await _join(plan.namespace)
+    joined = await join_board(plan.namespace)
     if joined is not None:
         return joined
     options: dict[str, Any] = {
@@ -94,6 +94,8 @@ async def open_board(plan: BoardPlan) -> RayBoard:
         # Its files are on this machine.
         node = ray.get_runtime_context().get_node_id()
         here = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+    # First: nothing else takes so long to start.
+    start_early(plan.namespace, plan.models, plan.default_model)
     shards: list[ActorLink] = []
     restarts = -1 if plan.durable else 0
     for index in range(plan.num_shards):
@@ -105,7 +107,6 @@ async def open_board(plan: BoardPlan) -> RayBoard:
         name, plan.namespace, RouterActor.options(name=name, max_restarts=-1, **options).remote(plan)
     )
     board = RayBoard(BoardLinks(shards, router, RayPeers(plan.namespace).worker), plan, True)
-    start_early(plan.namespace, plan.models, plan.default_model)
     try:
         await asyncio.gather(*(shard.start_up() for shard in shards), router.describe())
     except FlockError:  # a shard can't recover: leave nothing behind
@@ -120,7 +121,8 @@ def _shard_link(plan: BoardPlan, name: str, handle: Any = None) -> ActorLink:
     return kind(name, plan.namespace, handle)
 
 
-async def _join(namespace: str) -> RayBoard | None:
+async def join_board(namespace: str) -> RayBoard | None:
+    """Join the board of a namespace; None when there is none."""
     name = actor_name(namespace, "router", 0)
     try:
         handle = await asyncio.to_thread(ray.get_actor, name, namespace)

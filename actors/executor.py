@@ -114,7 +114,15 @@ class Executor:
         self._grower: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def set_agent(self, name: str, runner: Runner, *, max_concurrency: int, timeout_s: float | None) -> None:
+    def set_agent(
+        self,
+        name: str,
+        runner: Runner,
+        *,
+        max_concurrency: int,
+        timeout_s: float | None,
+        idle_timeout_s: float | None = None,
+    ) -> None:
         """Add an agent, or replace its runner and limits.
 
         What runs finishes with the runner and timeout that it started with; what is queued gets the new ones.
@@ -125,13 +133,16 @@ class Executor:
             runner: Runs its activations.
             max_concurrency: Most of its activations at once, from 1.
             timeout_s: Seconds that an activation may run, not counting its wait; None is no limit.
+            idle_timeout_s: Seconds that it may run without a sign of life (`heartbeat`); None is no limit.
 
         Raises:
             ValueError: If a limit is not positive.
         """
-        if max_concurrency < 1 or (timeout_s is not None and timeout_s <= 0):
-            raise ValueError(f"{name}: max_concurrency and timeout must be positive")
-        setup = Setup(runner, timeout_s)
+        if max_concurrency < 1 or any(
+            limit is not None and limit <= 0 for limit in (timeout_s, idle_timeout_s)
+        ):
+            raise ValueError(f"{name}: max_concurrency and timeouts must be positive")
+        setup = Setup(runner, timeout_s, idle_timeout_s)
         old = self._lanes.get(name)
         if old is not None and isinstance(old, LoopLane) == runner.is_async:
             old.setup = setup
@@ -207,6 +218,14 @@ class Executor:
                 if isinstance(lane, LoopLane):
                     lane.end(dropped)
         self._settle()
+
+    def heartbeat(self, task: wire.Task) -> bool:
+        """Take a sign of life of a run, from any thread; False: it was given up, nobody waits for its result."""
+        run = self._open.get((task.id, task.attempt))
+        if run is None or run.expired:
+            return False
+        run.active = self._monotonic()
+        return True
 
     def give_back(self) -> list[tuple[int, wire.Task]]:
         """Give up everything async, for a user loop that is blocked; returns it with its shard."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -17,8 +18,10 @@ from flock_ray.actors.clock import SystemClock
 from flock_ray.actors.gateway import GatewayHost
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
 from flock_ray.actors.model_link import ModelLink
+from flock_ray.core.breakers import State
 from flock_ray.core.gateway_scaling import home_of
 from flock_ray.engines.records import RecordingModel
+from flock_ray.gateway.budgets import LedgerLink
 from flock_ray.gateway.gateway import Gateway
 from flock_ray.gateway.settings import GatewayPlan
 from flock_ray.ports import PeerGoneError
@@ -36,15 +39,25 @@ GC_THRESHOLDS = (50_000, 20, 100)
 
 logger = logging.getLogger(__name__)
 
+_BREAKER_EVENTS: dict[State, str] = {
+    "open": "model.breaker_opened",
+    "half_open": "model.breaker_half_open",
+    "closed": "model.breaker_closed",
+}
+
 
 class RayGateway(GatewayHost):
     """A gateway in its own process."""
 
     def __init__(self, index: int, namespace: str, plan: GatewayPlan) -> None:
         """Create the gateway; it begins with the first `start_up`."""
-        super().__init__(lambda: Gateway(plan), monotonic=time.monotonic)
+        peers = RayPeers(namespace)
+        ledger = LedgerLink(peers.shard, lambda: self._router.num_shards(), monotonic=time.monotonic)
+        super().__init__(lambda: Gateway(plan, ledger=ledger, on_breaker=self._say), monotonic=time.monotonic)
         self._index = index
-        self._router = RayPeers(namespace).router()
+        self._router = peers.router()
+        self._peers = peers
+        self._saying: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         # Who started it may die before the next call: then nobody else knows of this process.
         self._orphaned = threading.Timer(START_TIMEOUT_S, os._exit, (0,))
@@ -67,6 +80,17 @@ class RayGateway(GatewayHost):
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
 
+    def _say(self, state: State, detail: str) -> None:
+        """Put an event into the log of the first shard; it is lost while that is away, and the log has it anyway."""
+
+        async def send() -> None:
+            with contextlib.suppress(PeerGoneError):
+                await self._peers.shard(0).note(_BREAKER_EVENTS[state], "", detail)
+
+        task = asyncio.ensure_future(send())
+        self._saying.add(task)
+        task.add_done_callback(self._saying.discard)
+
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -84,7 +108,8 @@ class RayGateway(GatewayHost):
             except PeerGoneError as gone:
                 now = time.monotonic()
                 alone_since = alone_since if alone_since is not None else now
-                if gone.final or now - alone_since > GONE_AFTER_S:
+                # One that is started early may be there before the router.
+                if (gone.final and known) or now - alone_since > GONE_AFTER_S:
                     _end()
                 await asyncio.sleep(0.2)
 
@@ -134,7 +159,7 @@ def start_early(namespace: str, plan: GatewayPlan, model: str | None) -> None:
     if model is None:
         return
     key = plan.home_key(model)
-    index = 0 if key is None or plan.cassette is not None else home_of(key, plan.max_gateways)
+    index = 0 if key is None or plan.cassette is not None else home_of(key, plan.num_gateways)
     try:
         _actor(namespace, plan, index).start_up.remote()
     except Exception as error:  # the first call starts it, or says what is wrong

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from flock_ray import errors
 from flock_ray.error_base import FlockError, safe_error_text
-from flock_ray.errors import ModelError, RateLimitError
+from flock_ray.errors import BudgetExceededError, ModelError, RateLimitError
 from flock_ray.model import ModelReply, ModelRequest
 
 
@@ -37,6 +39,10 @@ class Failure(msgspec.Struct, array_like=True):
     retry_after_s: float | None = None
     tries: int = 1
     request_hash: str = ""
+    degrade_to: str = ""
+    """Of a `BudgetExceededError`: the model to call instead."""
+    renews_us: int = 0
+    """Of a `BudgetExceededError`: when its budget begins anew; 0: it does not."""
 
 
 class Told(msgspec.Struct, array_like=True):
@@ -81,6 +87,8 @@ def failure_of(error: BaseException) -> Failure:
         getattr(error, "retry_after_s", None),
         int(getattr(error, "tries", 1)),
         str(getattr(error, "request_hash", "")),
+        str(getattr(error, "degrade_to", "")),
+        int(getattr(error, "renews_us", 0)),
     )
 
 
@@ -93,6 +101,12 @@ def error_of(failure: Failure) -> FlockError:
         error = kind(failure.message, retry_after_s=failure.retry_after_s or 1.0)
     else:
         error = kind(failure.message)
+    if isinstance(error, BudgetExceededError):
+        found: Any = error
+        found.degrade_to, found.renews_us = failure.degrade_to, failure.renews_us
+        found.retry_after_s = failure.retry_after_s
+    elif failure.retry_after_s is not None:
+        error.retry_after_s = failure.retry_after_s  # type: ignore[attr-defined]  # for the agent's retries
     error.tries = failure.tries  # type: ignore[attr-defined]  # for the record of the call
     error.request_hash = failure.request_hash  # type: ignore[attr-defined]  # the same
     return error

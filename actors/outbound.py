@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from flock_ray.actors.texts import is_heard
 from flock_ray.core import wire
 from flock_ray.core.messages import parts
 from flock_ray.ports import Clock, PeerGoneError, Peers
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from flock_ray.core.shard import ShardCore
 
 logger = logging.getLogger(__name__)
+
+CANCEL_WAIT_S = 2.0
+"""Longest wait for a worker to take an order to stop something."""
+
+CANCEL_TRIES = 3
 
 
 class ShardOutbound:
@@ -33,6 +39,7 @@ class ShardOutbound:
     _wake: asyncio.Event
     _closed: bool
     _agents: dict[str, bytes] | None
+    _read_texts_s: float | None
 
     def __init__(self) -> None:
         """Start with nothing on its way."""
@@ -42,6 +49,10 @@ class ShardOutbound:
         self._sending: set[int] = set()
         self._outgoing: dict[int, dict[tuple[int, int, int], wire.Forward]] = {}
         """By shard: outbox entries that are in the journal. Others must not leave: a crash would undo them here."""
+        self._handing: dict[str, set[asyncio.Future[None]]] = {}
+        """By worker: batches on their way to it."""
+        self._stopping: dict[str, asyncio.Future[None]] = {}
+        """By worker: the last order to stop something, until it has it."""
         self._reported: dict[str, int] = {}
         self._report_timer: asyncio.TimerHandle | None = None
 
@@ -54,14 +65,25 @@ class ShardOutbound:
     # -- effects -------------------------------------------------------------------------------
 
     def _dispatch(self, now_us: int) -> None:
-        core = self.core
+        core, heard = self.core, is_heard(self._read_texts_s)
         for worker, tasks in core.dispatch.take(now_us, core.table.version).items():
             for part in parts(tasks, [_payload_bytes(task) for task in tasks]):
                 self.num_messages += 1
-                self._spawn(self._hand_over(worker, wire.RunBatch(self.index, part, core.table.version)))
+                arrived: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._handing.setdefault(worker, set()).add(arrived)
+                batch = wire.RunBatch(self.index, part, core.table.version, heard)
+                self._spawn(self._hand_over(worker, batch, self._stopping.get(worker), arrived))
 
-    async def _hand_over(self, worker: str, batch: wire.RunBatch) -> None:
+    async def _hand_over(
+        self,
+        worker: str,
+        batch: wire.RunBatch,
+        after: asyncio.Future[None] | None,
+        arrived: asyncio.Future[None],
+    ) -> None:
         try:
+            if after is not None:
+                await asyncio.wait([after])
             taken = await self._peers.worker(worker).run(wire.encode(batch))
         except Exception as error:
             if isinstance(error, PeerGoneError) and not error.final:
@@ -73,6 +95,12 @@ class ShardOutbound:
                 logger.exception("shard %d: worker %s refused tasks", self.index, worker)
             await self._enqueue("lost", worker, 0)
             return
+        finally:
+            arrived.set_result(None)
+            on_way = self._handing[worker]
+            on_way.discard(arrived)
+            if not on_way:
+                del self._handing[worker]
         if not taken:
             await self._enqueue("returned", batch, 0)
 
@@ -82,11 +110,38 @@ class ShardOutbound:
         for worker, activation in cancels:
             by_worker.setdefault(worker, []).append(activation)
         for worker, ids in by_worker.items():
-            self._spawn(self._cancel_at(worker, ids))
+            done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            first = set(self._handing.get(worker, ()))
+            if worker in self._stopping:
+                first.add(self._stopping[worker])
+            self._stopping[worker] = done
+            self._spawn(self._cancel_at(worker, ids, first, done))
 
-    async def _cancel_at(self, worker: str, ids: list[bytes]) -> None:
-        with contextlib.suppress(PeerGoneError):  # then there is nothing left to stop
-            await self._peers.worker(worker).cancel(ids)
+    async def _cancel_at(
+        self, worker: str, ids: list[bytes], first: set[asyncio.Future[None]], done: asyncio.Future[None]
+    ) -> None:
+        """Stop activations on a worker: after what was sent to it, before what is sent to it next.
+
+        Actors don't keep the order of calls: an order that came too early would stop nothing, one that came too
+        late would stop the next attempt.
+        """
+        try:
+            if first:
+                await asyncio.wait(first, timeout=CANCEL_WAIT_S)
+            for _ in range(CANCEL_TRIES):
+                try:
+                    await asyncio.wait_for(self._peers.worker(worker).cancel(ids), CANCEL_WAIT_S)
+                    return
+                except PeerGoneError as gone:
+                    if gone.final:
+                        return  # there is nothing left to stop
+                except TimeoutError:
+                    pass  # it may be cut off: its permits run out, and late results are refused
+                await asyncio.sleep(0.1)
+        finally:
+            done.set_result(None)
+            if self._stopping.get(worker) is done:
+                del self._stopping[worker]
 
     def _send_forwards(self) -> None:
         forwards, self.core.remote_forwards = self.core.remote_forwards, []
@@ -136,13 +191,13 @@ class ShardOutbound:
 
     def _make_report(self) -> wire.ShardReport:
         dispatch = self.core.dispatch
-        running = dispatch.running()
+        running, wanted = dispatch.running(), self.core.wanted(self._clock.now_us())
         demand = [
-            wire.AgentDemand(name, queue.count, running.pop(name, 0), queue.oldest_us() or 0)
-            for name, queue in dispatch.ready.items()
-            if queue.count or name in running
+            wire.AgentDemand(
+                name, wanted.get(name, 0), running.get(name, 0), self.core.oldest_wanted_us(name)
+            )
+            for name in sorted(running.keys() | wanted.keys())
         ]
-        demand += [wire.AgentDemand(name, 0, count) for name, count in running.items()]
         return wire.ShardReport(
             self.index,
             self.core.table.version,
@@ -160,9 +215,9 @@ class ShardOutbound:
             self._report_timer = asyncio.get_running_loop().call_later(delay, self._on_report_timer)
 
     def _demand_changed(self) -> bool:
-        reported = self._reported
-        for name, queue in self.core.dispatch.ready.items():
-            before, now = reported.get(name, 0), queue.count
+        reported, wanted = self._reported, self.core.wanted(self._clock.now_us())
+        for name in reported.keys() | wanted.keys():
+            before, now = reported.get(name, 0), wanted.get(name, 0)
             if now > 2 * before or 2 * now < before:
                 return True
         return False
@@ -170,7 +225,7 @@ class ShardOutbound:
     def _on_report_timer(self) -> None:
         self._report_timer = None
         if not self._closed and self._demand_changed():
-            self._reported = {name: queue.count for name, queue in self.core.dispatch.ready.items()}
+            self._reported = self.core.wanted(self._clock.now_us())
             self._spawn(self._tell_demand())
 
     async def _tell_demand(self) -> None:

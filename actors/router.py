@@ -293,6 +293,10 @@ class Router(PoolKeeper):
             await self._wait_for_change(min(left, self._settings.decide_every_s))
         return {}
 
+    async def num_shards(self) -> int:
+        """Return the number of shards of the board."""
+        return self._num_shards
+
     async def attend(self, known: str) -> str:
         """Return the id of this router once it is another than `known`: a driver then brings its agents again."""
         if known == self.incarnation:

@@ -13,12 +13,18 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from flock_ray.actors.keeping import Keeper
+from flock_ray.actors.ledgers import ShardLedgers
+from flock_ray.actors.letters import ShardLetters, postings_of, workflows_of
+from flock_ray.actors.limiting import ShardLimits
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.outbound import ShardOutbound
+from flock_ray.actors.pausing import ShardPausing
 from flock_ray.actors.readers import ShardReaders
 from flock_ray.actors.retention import ShardRetention
+from flock_ray.actors.schedules import ShardSchedules
 from flock_ray.actors.texts import ShardTexts
 from flock_ray.core import wire
+from flock_ray.core.letter_index import decode_orders
 from flock_ray.core.shard import ShardCore
 from flock_ray.erasing import scrub
 from flock_ray.errors import FlockError, StoreError
@@ -27,20 +33,23 @@ from flock_ray.ports import Clock, Peers, ShardStore
 
 logger = logging.getLogger(__name__)
 
-
 SMALL_POSTING_BYTES = 600
 
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
     "publish": wire.decode_publish,
     "complete": wire.decode_complete,
     "forward": wire.decode_forward,
+    "letters": decode_orders,
 }
 
 MAX_BATCH_BYTES = 16 * 1024 * 1024
 """Commands of one micro-batch, so that one append stays small enough for every store."""
 
 
-class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
+class Shard(
+    ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing, ShardSchedules,
+    ShardLimits,
+):  # fmt: skip
     """One shard of a board."""
 
     def __init__(
@@ -297,7 +306,9 @@ class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
         if due is not None and due <= now_us:
             core.tick(now_us)
         answers = [(future, self._answer(kind, subject, now_us)) for kind, subject, _, future in box]
+        core.fire_due(now_us)
         core.settle_local_forwards(now_us)
+        core.admit(now_us)
         await self._append(now_us)
         self._give(answers)
         self._after_append(now_us)
@@ -342,13 +353,27 @@ class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
                 postings += subject.postings
             elif kind == "forward":
                 made += [f.posting for f in subject.forwards if f.kind == "publish" and f.posting]
+                workflows |= self._reopened(subject.forwards)
             elif kind == "complete":
                 made += [posting for completion in subject.completions for posting in completion.outputs]
                 workflows |= self._charged(subject.completions)
             elif kind == "cancel":
                 workflows.add(subject)
+            elif kind == "letters":
+                postings += postings_of(subject)
+                workflows |= workflows_of(self.core, subject)
         if postings or made or workflows:
             await keeper.look_up(postings, made, workflows, now_us)
+
+    def _reopened(self, forwards: list[wire.Forward]) -> set[str]:
+        """Return the workflows of which something runs again, and whose record is not in memory."""
+        slots = self.core.slots
+        return {
+            f.workflow
+            for f in forwards
+            if f.kind == "settle" and f.delta[0] > 0
+            and f.target in slots and f.workflow not in slots[f.target].workflows
+        }  # fmt: skip
 
     def _charged(self, completions: list[wire.Completion]) -> set[str]:
         """Return the workflows whose use of models grows and whose record is not in memory."""
@@ -383,9 +408,9 @@ class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
         core = self.core
         if self._keeper is not None:
             self._keeper.step(self._spawn, self._wake.set)
-        self._dispatch(now_us)
         if core.cancels:
             self._send_cancels()
+        self._dispatch(now_us)
         if core.remote_forwards:
             self._send_forwards()
         self._notify()
@@ -420,6 +445,16 @@ class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
             return self.core.handed_back(subject.tasks)
         if kind == "lost":
             return self.core.worker_lost(subject, now_us)
+        if kind == "letters":
+            return self._apply_letters(subject, now_us)
+        if kind == "breaker":
+            return self._apply_breaker(subject, now_us)
+        if kind in ("reserve", "settle", "set_budget"):
+            return self._apply_ledger(kind, subject, now_us)
+        if kind == "pause":
+            return self._apply_pause(subject, now_us)
+        if kind == "schedule":
+            return self._apply_schedule(subject, now_us)
         return self.core.cancel(subject, now_us)
 
     def _apply_publish(self, batch: wire.PublishBatch, now_us: int) -> wire.PublishReply:
@@ -460,5 +495,6 @@ class Shard(ShardOutbound, ShardReaders, ShardTexts, ShardRetention):
         batch = wire.decode_grants(blob)
         for worker in batch.lost:
             self.core.worker_lost(worker, now_us)
-        self.core.dispatch.grant(batch, now_us)
+        if self.core.dispatch.grant(batch, now_us):
+            self.core.permits_changed()
         self.core.try_again({grant.worker for grant in batch.grants})

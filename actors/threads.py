@@ -22,6 +22,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
+import msgspec
+
 from flock_ray.core import wire
 from flock_ray.errors import safe_error_text
 
@@ -60,20 +62,31 @@ class Setup:
 
     runner: Runner
     timeout_s: float | None
+    idle_s: float | None = None
+    """How long a run may show no sign of life, in seconds; None: for ever."""
 
 
 class Run:
     """One attempt of one activation on this worker."""
 
-    __slots__ = ("asked_to_end", "dropped", "expired", "key", "setup", "shard", "started", "task")
+    __slots__ = (
+        "active", "asked_to_end", "dropped", "expired", "key", "over_limit", "run_us", "setup", "shard", "started",
+        "task",
+    )  # fmt: skip
 
     def __init__(self, key: tuple[bytes, int], shard: int, task: wire.Task) -> None:
         self.key = key
         self.shard = shard
         self.task = task
         self.started = 0.0
+        self.active = 0.0
+        """When it showed a sign of life last; before `started` when it has not shown any."""
         self.setup: Setup | None = None
         """None until it starts; set after `started`."""
+        self.over_limit = ""
+        """Which limit it has exceeded, in words."""
+        self.run_us = 0
+        """How long it had run then, in microseconds."""
         self.dropped = False
         """Cancelled by its shard: nothing will be reported."""
         self.expired = False
@@ -85,6 +98,34 @@ class Run:
     def given_up(self) -> bool:
         """Whether what it still does makes no difference."""
         return self.dropped or self.expired
+
+    def is_over(self, now: float) -> bool:
+        """Say whether it has exceeded a limit, and remember which."""
+        setup = self.setup
+        if setup is None:
+            return False
+        if setup.timeout_s is not None and now - self.started >= setup.timeout_s:
+            self.over_limit = (
+                f"did not finish within {setup.timeout_s:g} s; raise .timeout(...) or make it faster"
+            )
+        elif setup.idle_s is not None and now - max(self.started, self.active) >= setup.idle_s:
+            self.over_limit = (
+                f"showed no sign of life for {setup.idle_s:g} s: no token, answer of a model or ctx.heartbeat(); "
+                "call that in long work, or raise .timeout(idle=...)"
+            )
+        else:
+            return False
+        self.run_us = int((now - self.started) * 1_000_000)
+        return True
+
+    def left_s(self, now: float) -> float:
+        """Return after how many seconds it exceeds a limit, at the earliest; it has started, and has one."""
+        setup = self.setup
+        timeout_s = setup.timeout_s if setup is not None else None
+        idle_s = setup.idle_s if setup is not None else None
+        ends = [] if timeout_s is None else [self.started + timeout_s]
+        ends += [] if idle_s is None else [max(self.started, self.active) + idle_s]
+        return max(0.0, min(ends) - now)
 
     def failed(self, exc_type: str, message: str) -> wire.Completion:
         """Make the failure of a run that has started, even if its runner cannot."""
@@ -101,12 +142,9 @@ class Run:
         return self.failed(*safe_error_text(error))
 
     def timed_out(self) -> wire.Completion:
-        """Make the failure of a run that is past its timeout."""
-        limit = (self.setup and self.setup.timeout_s) or 0.0
-        message = (
-            f"{self.task.agent} did not finish within {limit:g} s; raise .timeout(...) or make it faster"
-        )
-        return self.failed("AgentTimeoutError", message)
+        """Make the failure of a run that is past one of its limits."""
+        completion = self.failed("AgentTimeoutError", f"{self.task.agent} {self.over_limit}")
+        return msgspec.structs.replace(completion, run_us=self.run_us)
 
 
 Ended = tuple[Run, wire.Completion | None]
@@ -287,8 +325,7 @@ class ThreadLane(Lane[Worker]):
         """Give up the runs that are past their timeout; their threads are no longer of this lane."""
         late: dict[Run, Worker] = {}
         for run, worker in self.running.copy().items():
-            limit = run.setup.timeout_s if run.setup is not None else None
-            if limit is None or now - run.started < limit or self.running.pop(run, None) is None:
+            if not run.is_over(now) or self.running.pop(run, None) is None:
                 continue
             self.workers.discard(worker)
             late[run] = worker

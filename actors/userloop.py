@@ -51,7 +51,7 @@ class LoopLane(Lane[Activity]):
             if run.setup is None:
                 continue
             if run.asked_to_end is None:
-                if run.setup.timeout_s is not None and now - run.started >= run.setup.timeout_s:
+                if run.is_over(now):
                     run.expired = True
                     run.asked_to_end = now
                     asked.append(run)

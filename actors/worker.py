@@ -38,8 +38,20 @@ DIRECT_SHARD = -1
 class AnyExecutor(Protocol):
     """What the worker needs of an executor; `actors.executor.Executor` runs user code in threads."""
 
-    def set_agent(self, name: str, runner: Any, *, max_concurrency: int, timeout_s: float | None) -> None:
+    def set_agent(
+        self,
+        name: str,
+        runner: Any,
+        *,
+        max_concurrency: int,
+        timeout_s: float | None,
+        idle_timeout_s: float | None = None,
+    ) -> None:
         """Add or replace an agent."""
+        ...
+
+    def heartbeat(self, task: wire.Task) -> bool:
+        """Take a sign of life of a run; False: nobody waits for its result."""
         ...
 
     def remove_agent(self, name: str) -> None:
@@ -165,6 +177,7 @@ class Worker:
             MatchTable(0, (), registry), registry, max_payload_bytes=max_payload_bytes, offload=offload
         )
         self._executor = executor(self._on_done)
+        self.services.heartbeat = self.services.heartbeat or self._executor.heartbeat
         self._definitions: dict[str, AgentDefinition] = {}
         self._packages: dict[str, bytes] = {}
         self._hosted: set[str] = set()
@@ -186,6 +199,7 @@ class Worker:
         batch = wire.decode_run(blob)
         if self._texts is not None:
             self._texts.begin()
+            self._texts.heard(batch.shard, batch.listened)
         self._executor.submit(batch.shard, batch.tasks)
         return True
 
@@ -282,7 +296,10 @@ class Worker:
                 services=services_for(definition, self.services), warming=self._edge, offload=self._offload,
             )  # fmt: skip
             limit = definition.effective_concurrency()
-            self._executor.set_agent(name, runner, max_concurrency=limit, timeout_s=definition.timeout_s)
+            self._executor.set_agent(
+                name, runner, max_concurrency=limit, timeout_s=definition.timeout_s,
+                idle_timeout_s=definition.idle_timeout_s,
+            )  # fmt: skip
         self._executor.set_agent(MATCH_AGENT, MatchRunner(self._edge), max_concurrency=1, timeout_s=None)
         self._hosted = hosted
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from heapq import heappush
+from typing import Any
 
 import msgspec
 
@@ -14,7 +15,8 @@ from flock_ray.core.events import EventLog
 from flock_ray.core.ids import activation_id, output_id, single_activation_id, slot_of, workflow_id_for
 from flock_ray.core.index import BoardIndex
 from flock_ray.core.records import Record
-from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
+from flock_ray.core.rows import Decision
+from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot, Workflow
 from flock_ray.core.visibility import decode_visibility, encode_visibility, narrow
 from flock_ray.core.wire import (
     AgentInfo,
@@ -23,6 +25,7 @@ from flock_ray.core.wire import (
     Forward,
     Match,
     Posting,
+    Run,
     SubscriptionSpec,
     TableSpec,
 )
@@ -67,6 +70,8 @@ class ActivationDesk:
         """Grows with every accepted artifact and every change of an open count."""
         self.quiet: list[Workflow] = []
         """Workflows whose `open` fell to 0 since the host last looked."""
+        self._replays: dict[type, Callable[[Any], None]] = {}
+        """By kind of record: what applies it."""
         self._max_artifacts = max_artifacts
         self._settled: dict[tuple[int, str], None] = {}
         self._wake: list[tuple[int, int]] = []
@@ -88,7 +93,8 @@ class ActivationDesk:
         for slot in self.slots.values():
             for activation in slot.open.values():
                 activation.worker = activation.holding = None
-                self.dispatch.push(activation)
+                if not activation.due_us:
+                    self._make_ready(slot, activation)
 
     def _new_dispatcher(self) -> Dispatcher:
         return Dispatcher(lambda a: self.slots[a.slot].open.get(a.id) is a, salt=min(self.slots, default=0))
@@ -105,6 +111,10 @@ class ActivationDesk:
         if self.changes is not None:
             self.changes.heads.append(self.index.head)
         self.records.append(record)
+
+    def _decide(self, now_us: int, kind: str, subject: str, actor: str = "", detail: str = "") -> None:
+        if self.changes is not None:
+            self.changes.decisions.append(Decision(now_us, kind, subject, actor, detail))
 
     def _touch(self, workflow: Workflow) -> None:
         if self.changes is not None:
@@ -170,7 +180,9 @@ class ActivationDesk:
         prefix: bytes,
         envelope: Envelope,
         now_us: int,
+        lane: str | None = None,
     ) -> None:
+        """Open the activation of one input; `lane` is the key of the agent's limits, None if it has none."""
         agent = spec.agent
         if agent in envelope.via and self._loop_exhausted(slot, workflow, agent, (envelope,), now_us):
             return
@@ -185,11 +197,51 @@ class ActivationDesk:
             now_us,
             spec.priority + envelope.priority,
         )
-        slot.open[key] = activation
-        self.num_open += 1
         workflow.open += 1
         self.num_active += 1
+        if lane is not None:
+            activation.lane = lane
+            self._open_limited(slot, activation, now_us)
+            return
+        slot.open[key] = activation
+        self.num_open += 1
         self.dispatch.push(activation)
+
+    def _open_limited(self, slot: Slot, activation: Activation, now_us: int) -> None:
+        raise NotImplementedError  # LaneDesk's
+
+    def _make_ready(self, slot: Slot, activation: Activation) -> None:
+        raise NotImplementedError  # LaneDesk's
+
+    def _leave(self, slot: Slot, activation: Activation, now_us: int, *, failed: bool | None) -> None:
+        raise NotImplementedError  # LaneDesk's
+
+    def _bury(self, slot: Slot, activation: Activation, error: ErrorInfo, now_us: int) -> bool:
+        raise NotImplementedError  # LetterDesk's
+
+    def _end(self, slot: Slot, activation: Activation, now_us: int, *, failed: bool | None) -> None:
+        """Take an activation out of what is open; whoever counts it has still to be told (`_discharge`).
+
+        Args:
+            slot: Where it is open.
+            activation: Which one.
+            now_us: Now.
+            failed: How, for its agent's circuit breaker; None: neither well nor badly.
+        """
+        del slot.open[activation.id]
+        self.num_open -= 1
+        if activation.agent in slot.lanes:
+            self._leave(slot, activation, now_us, failed=failed)
+
+    def _withdraw(self, slot: Slot, activation: Activation, now_us: int) -> None:
+        """End an activation that is not wanted any more; whoever runs it is told to stop."""
+        if activation.worker is not None:
+            self.cancels.append((activation.worker, activation.id))
+        self.dispatch.release(activation)
+        self._end(slot, activation, now_us, failed=None)
+        if self.changes is not None:
+            self.changes.end(activation, now_us, "cancelled")
+        self._discharge(slot, activation, now_us)
 
     def _feed(self, slot: Slot, spec: SubscriptionSpec, match: Match, item: Item, now_us: int) -> None:
         key = gates.gate_key(spec, match, item.envelope)
@@ -235,6 +287,11 @@ class ActivationDesk:
         ):
             self._discharge(slot, activation, now_us)
             return
+        activation.lane = firing.items[0].lane
+        info = self.agents.get(spec.agent)
+        if info is not None and info.limits is not None:
+            self._open_limited(slot, activation, now_us)
+            return
         slot.open[key] = activation
         self.num_open += 1
         self.dispatch.push(activation)
@@ -260,14 +317,14 @@ class ActivationDesk:
 
     def _give_up(self, slot: Slot, activation: Activation, now_us: int, error: str, message: str) -> None:
         """End an activation that can't be run: its error becomes an artifact, its workflow goes on."""
+        info = ErrorInfo(error, message)
         self.dispatch.release(activation)
-        del slot.open[activation.id]
-        self.num_open -= 1
+        self._end(slot, activation, now_us, failed=True)
         if self.changes is not None:
-            self.changes.end(activation, now_us, "failed", error=ErrorInfo(error, message))
+            self.changes.end(activation, now_us, "failed", error=info)
         self.events.note(now_us, "activation.failed", agent=activation.agent, activation_id=activation.id,
                          correlation_id=activation.correlation_id, detail=f"{error}: {message}")  # fmt: skip
-        if activation.agent != MATCH_AGENT:
+        if activation.agent != MATCH_AGENT and not self._bury(slot, activation, info, now_us):
             self._publish_error(slot, activation.id, activation.agent, activation.correlation_id,
                                 activation.inputs, error, message, now_us)  # fmt: skip
         self._discharge(slot, activation, now_us)
@@ -306,21 +363,41 @@ class ActivationDesk:
         now_us: int,
     ) -> None:
         """Publish a WorkflowError that no worker could make; who consumes it is matched by a worker later."""
-        keys = {envelope.partition_key for envelope in inputs}
-        partition_key = keys.pop() if len(keys) == 1 else None
         payload = {
             "failed_agent": agent, "error_type": error, "error_message": message,
-            "timestamp": _iso(now_us), "task_id": activation.hex(), "correlation_id": correlation_id,
+            "timestamp": iso(now_us), "task_id": activation.hex(), "correlation_id": correlation_id,
         }  # fmt: skip
+        self._publish_own(
+            slot, "WorkflowError", payload, output_id(activation, ERROR_POSITION), agent, correlation_id, inputs,
+            activation, now_us,
+        )  # fmt: skip
+
+    def _publish_own(
+        self,
+        slot: Slot,
+        type_name: str,
+        payload: dict[str, Any],
+        artifact: bytes,
+        agent: str,
+        correlation_id: str,
+        inputs: tuple[Envelope, ...],
+        activation: bytes | None,
+        now_us: int,
+        tags: tuple[str, ...] = (),
+    ) -> Envelope:
+        """Publish an artifact of the board itself, as visible as the inputs are together."""
+        keys = {envelope.partition_key for envelope in inputs}
+        partition_key = keys.pop() if len(keys) == 1 else None
         visibility = encode_visibility(narrow(*(decode_visibility(e.visibility) for e in inputs)))
         envelope = Envelope(
-            output_id(activation, ERROR_POSITION), "WorkflowError", 1, msgspec.json.encode(payload), correlation_id,
+            artifact, type_name, 1, msgspec.json.encode(payload), correlation_id,
             slot_of(partition_key if partition_key is not None else correlation_id), f"orchestrator#{agent}", now_us,
-            tuple(sorted({tag for e in inputs for tag in e.tags})), visibility,
+            tuple(sorted({*tags, *(tag for e in inputs for tag in e.tags)})), visibility,
             partition_key, tuple(e.id for e in inputs), activation, 0,
             tuple(sorted({name for e in inputs for name in e.via} | {agent})),
         )  # fmt: skip
         self._publish_output(slot, Posting(envelope), now_us, unmatched=True)
+        return envelope
 
     def _publish_output(self, slot: Slot, posting: Posting, now_us: int, *, unmatched: bool = False) -> None:
         envelope = posting.envelope
@@ -350,10 +427,10 @@ class ActivationDesk:
 
     def _send(
         self, slot: Slot, target: int, kind: str, *, posting: Posting | None = None, match: Match | None = None,
-        workflow: str = "", delta: tuple[int, int] = (0, 0),
+        workflow: str = "", delta: tuple[int, int] = (0, 0), run: Run | None = None,
     ) -> None:  # fmt: skip
         seq = slot.out_seq[target] = slot.out_seq.get(target, 0) + 1
-        forward = Forward(slot.index, target, seq, kind, posting, match, workflow, delta)
+        forward = Forward(slot.index, target, seq, kind, posting, match, workflow, delta, run)
         slot.outbox[target, seq] = forward
         self.num_outbox += 1
         (self.local_forwards if target in self.slots else self.remote_forwards).append(forward)
@@ -386,23 +463,6 @@ class ActivationDesk:
         for item in expiry.items:
             self._return_item(slot, item, now_us)
 
-    def _cancel_items(self, slot: Slot, gate: Gate, workflow_id: str, now_us: int) -> None:
-        gone = [i for queue in gate.held.values() for i in queue if i.envelope.correlation_id == workflow_id]
-        # A complete group that has inputs of other workflows stays: they met already.
-        groups = [g for g in gate.batch if all(i.envelope.correlation_id == workflow_id for i in g)]
-        gone += [item for group in groups for item in group]
-        if not gone:
-            return
-        for queue in gate.held.values():
-            for item in gone:
-                if item in queue:
-                    queue.remove(item)
-        gate.batch = [group for group in gate.batch if group not in groups]
-        if gate.empty:
-            slot.drop_gate(gate)
-        for item in gone:
-            self._return_item(slot, item, now_us)
-
     def _unknown_subscription(self, match: Match, envelope: Envelope, now_us: int) -> None:
         self.events.note(now_us, "match.unknown_subscription", artifact_ids=(envelope.id,),
                          correlation_id=envelope.correlation_id,
@@ -423,7 +483,8 @@ _UNMATCHED = Match("")
 """On a `publish` forward: the artifact still has to be matched by a worker."""
 
 
-def _iso(at_us: int) -> str:
+def iso(at_us: int) -> str:
+    """Write a time as artifacts have it."""
     from datetime import UTC, datetime, timedelta
 
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=at_us)).isoformat()

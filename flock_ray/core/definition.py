@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from flock_ray.core.budget_rules import BudgetRule
     from flock_ray.core.conditions import Condition
+    from flock_ray.core.schedules import ScheduleInfo
     from flock_ray.core.similarity import TextPredicate, Vectors
     from flock_ray.core.specs import BatchSpec, FanOutRange, JoinSpec
     from flock_ray.core.visibility import Visibility
@@ -111,11 +113,21 @@ class AgentDefinition:
     utilities: list[Any] = field(default_factory=list)
     labels: frozenset[str] = frozenset()
     tenant: str | None = None
+    tenant_weights: tuple[tuple[str, float], ...] = ()
+    """Tenants whose share of the agent's time is not 1, by name."""
     max_concurrency: int | None = None
     """Activations at once per replica; None: 1 for sync functions, 16 otherwise."""
     pool: PoolSpec | None = None
     timeout_s: float | None = None
     """Limit of one activation; None: no limit."""
+    idle_timeout_s: float | None = None
+    """Limit of the time in which a run shows no sign of life; None: no limit."""
+    retry: Any = None
+    """`core.retries.RetryPolicy`; None: a failure is final."""
+    dead_letter: Any = None
+    """`dead_letters.DeadLetterQueue`; None: a failure becomes a WorkflowError."""
+    sees_all: bool = False
+    """Matched whatever the visibility of artifacts says: for agents of ours that pass on nothing of the content."""
     best_of: tuple[int, Callable[[Any], float]] | None = None
     good_enough: float | None = None
     """Score from which on `best_of` makes no more candidates; None: it makes all."""
@@ -131,8 +143,16 @@ class AgentDefinition:
     """`mcp.McpUse` of the servers whose tools it may call, in declared order."""
     embedder: Vectors | None = None
     """What compares meanings for its subscriptions and context; None: the flock has none."""
+    limits: Any = None
+    """`core.limiting.AgentLimits`, from `.rate_limit()`, `.circuit_breaker()` and others; None: it has none."""
+    budgets: tuple[BudgetRule, ...] = ()
+    """What its calls to language models may use; those of its flock come first."""
     gate: Any = None
     """`components.orchestrator.gate.ComponentGate`: asked last about what a subscription gets; None: nobody is."""
+    schedules: tuple[ScheduleInfo, ...] = ()
+    """What runs it by the clock."""
+    schedule_for: str | None = None
+    """The agent that a schedule named for what this one publishes; None: it named none."""
 
     def effective_concurrency(self) -> int:
         """Activations at once per replica."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from flock_ray.core import gates
-from flock_ray.core.activations import ActivationDesk
 from flock_ray.core.ids import single_prefix
+from flock_ray.core.schedule_desk import ScheduleDesk
 from flock_ray.core.state import Item, Slot, Workflow
 from flock_ray.core.when_tree import WhenTree, decode_when, eval_when, watched_types
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
 
 
-class DeliveryDesk(ActivationDesk):
+class DeliveryDesk(ScheduleDesk):
     """Delays, activation conditions and gates of one shard."""
 
     def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:
@@ -37,7 +37,7 @@ class DeliveryDesk(ActivationDesk):
         if self.changes is not None:
             self.changes.artifacts.append((seq, envelope))
             self.changes.touch(workflow)
-        if name == "WorkflowError":
+        if name in ("WorkflowError", "DeadLetter"):
             workflow.errors += 1
         self.events.published(now_us, envelope)
         if posting.refusals:
@@ -83,7 +83,10 @@ class DeliveryDesk(ActivationDesk):
             slot.held.setdefault((spec.id, workflow.id), []).append((envelope, match))
             workflow.waiting += 1
         elif spec.kind == "single":
-            self._activate_single(slot, workflow, spec, single_prefix(spec.agent, spec.id), envelope, now_us)
+            lane = None if self.limits_of(spec.agent) is None else match.lane
+            self._activate_single(
+                slot, workflow, spec, single_prefix(spec.agent, spec.id), envelope, now_us, lane
+            )
         else:
             self._to_gate(slot, workflow, spec, match, envelope, now_us)
 
@@ -112,7 +115,7 @@ class DeliveryDesk(ActivationDesk):
     ) -> None:
         target = gates.gate_slot(spec, match, envelope)
         if target == slot.index:
-            self._feed(slot, spec, match, Item(envelope, slot.index, False), now_us)
+            self._feed(slot, spec, match, Item(envelope, slot.index, False, match.lane), now_us)
             return
         # Lent to another slot: open here until that slot says what became of it.
         self._shift(workflow, 1, 0, now_us)

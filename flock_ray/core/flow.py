@@ -9,7 +9,7 @@ from flock_ray.core.binding import counts_of
 from flock_ray.core.definition import AgentDefinition, OutputSpec, Subscription
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.signature import may_return_nothing
-from flock_ray.core.system_types import TimerTick, WorkflowError
+from flock_ray.core.system_types import DeadLetter, DeadLetterAction, TimerTick, WorkflowError
 
 __all__ = ["OUTSIDE", "Edge", "Flow", "endless_loops", "outputs_of"]
 
@@ -39,7 +39,8 @@ class Flow:
     ) -> None:
         """Work out every edge between the agents."""
         self._registry = registry
-        self._system = {registry.name_for(WorkflowError), registry.name_for(TimerTick)}
+        own = (WorkflowError, TimerTick, DeadLetter, DeadLetterAction)
+        self._system = {registry.name_for(cls) for cls in own}
         self._outside = frozenset(published_from_outside)
         self.agents = {definition.name: definition for definition in definitions}
         self._producers: dict[str, list[tuple[AgentDefinition, OutputSpec]]] = {}

@@ -21,6 +21,12 @@ def attempt_of(number: int) -> int:
     return number & ((1 << EPOCH_SHIFT) - 1)
 
 
+def shown_id(key: bytes) -> str:
+    """Return an id as callers outside the core write it: the text of a UUID."""
+    text = key.hex()
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
 def slot_of(partition_key: str) -> int:
     """Return the slot (0-255) that owns a partition key."""
     return crc32(partition_key.encode()) & (NUM_SLOTS - 1)

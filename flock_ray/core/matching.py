@@ -51,7 +51,9 @@ class Matched(NamedTuple):
 class Candidate:
     """One subscription, ready to be tested against artifacts of one of its types."""
 
-    __slots__ = ("definition", "identity", "meaning", "plain", "self_trigger", "subscription", "when")
+    __slots__ = (
+        "definition", "identity", "limits", "meaning", "plain", "self_trigger", "subscription", "when",
+    )  # fmt: skip
 
     def __init__(self, subscription: Subscription, definition: AgentDefinition) -> None:
         """Compile one subscription."""
@@ -64,6 +66,9 @@ class Candidate:
         sub = subscription
         self.meaning = Meaning(sub.semantic, definition.embedder) if sub.semantic else None
         """Compares artifacts with the queries of `semantic_match`; None when there are none."""
+        limits = definition.limits
+        self.limits = limits if limits is not None and limits.key is not None else None
+        """Limits that are kept by key; None when there are none."""
         self.plain = not (
             sub.where
             or sub.from_agents
@@ -71,6 +76,7 @@ class Candidate:
             or sub.join
             or sub.semantic
             or definition.gate
+            or self.limits
             or sub.delivery == "exclusive"
         )
         """True when only the producer and the visibility can stand in the way."""
@@ -87,7 +93,7 @@ class Candidate:
             yield Check("from_agents", envelope.produced_by in sub.from_agents, envelope.produced_by)
         if sub.tags:
             yield Check("tags", not sub.tags.isdisjoint(envelope.tags), ", ".join(envelope.tags))
-        if visibility is not None:
+        if visibility is not None and not self.definition.sees_all:
             due = earliest_visible_us(visibility, self.identity, envelope.created_us)
             later = due is not None and due > envelope.created_us
             yield Check(
@@ -119,6 +125,17 @@ class Candidate:
             kind, text = safe_error_text(error)
             return Refusal(self.subscription.id, "join key", f"{kind}: {text}")
         return data if len(data) <= MAX_KEY_BYTES else derive_id(data)
+
+    def lane(self, model: Callable[[], Any]) -> str | Refusal:
+        """Return the key of the agent's limits, or why there is none."""
+        if self.limits is None:
+            return ""
+        try:
+            lane: str = self.limits.lane(model())
+        except Exception as error:
+            kind, text = safe_error_text(error)
+            return Refusal(self.subscription.id, "limit key", f"{kind}: {text}")
+        return lane
 
 
 def _test(name: str, predicate: Callable[[Any], Any], model: Callable[[], Any]) -> Check:
@@ -279,7 +296,11 @@ class MatchTable:
         if isinstance(key, Refusal):
             refusals.append(key)
             return None
-        return Match(candidate.subscription.id, key, due_us)
+        lane = "" if candidate.limits is None else candidate.lane(get)
+        if isinstance(lane, Refusal):
+            refusals.append(lane)
+            return None
+        return Match(candidate.subscription.id, key, due_us, lane)
 
     def explain(self, envelope: Envelope) -> dict[str, list[Check]]:
         """Evaluate every condition of every subscription on the artifact's type, without stopping early."""
@@ -292,7 +313,9 @@ class MatchTable:
         for candidate in self._types.get(envelope.type, _NOBODY).candidates:
             checks = _all_checks(candidate.checks(envelope, visibility, get))
             if candidate.subscription.join is not None:
-                checks.append(_key_check(candidate.key(get)))
+                checks.append(_key_check("join key", candidate.key(get)))
+            if candidate.limits is not None:
+                checks.append(_key_check("limit key", candidate.lane(get)))
             out[candidate.subscription.id] = checks
         self._explain_exclusive(envelope, out)
         return out
@@ -322,10 +345,10 @@ def _all_checks(checks: Iterator[Check]) -> list[Check]:
     return found
 
 
-def _key_check(key: bytes | Refusal) -> Check:
+def _key_check(name: str, key: bytes | str | Refusal) -> Check:
     if isinstance(key, Refusal):
-        return Check("join key", False, "raised", key.error)
-    return Check("join key", True, repr(key))
+        return Check(name, False, "raised", key.error)
+    return Check(name, True, repr(key))
 
 
 def _rank(candidate: Candidate) -> int:
@@ -378,6 +401,10 @@ def _agent_info(definition: AgentDefinition) -> AgentInfo:
         definition.max_iterations if definition.max_iterations is not None else 1000,
         definition.max_crashes,
         definition.effective_concurrency(),
+        limits=None if definition.limits is None else definition.limits.spec(),
+        retry=None if definition.retry is None else definition.retry.spec(),
+        dead_letter=None if definition.dead_letter is None else definition.dead_letter.spec(),
+        weights=definition.tenant_weights,
     )
 
 

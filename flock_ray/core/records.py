@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from flock_ray.core.budgets import Amount, Charge, Limit, Terms
 from flock_ray.core.rows import SHARD, WorkflowRow
+from flock_ray.core.schedules import ScheduleInfo
 from flock_ray.core.wire import Completion, Envelope, Forward, Posting, TableSpec
 from flock_ray.errors import StoreCorruptError
 
@@ -39,6 +41,8 @@ class Completed(msgspec.Struct, array_like=True, tag="C", frozen=True):
 
     at_us: int
     completion: Completion
+    worker: str = ""
+    """Who ran it, of a failure."""
 
     @property
     def slot(self) -> int:
@@ -125,6 +129,160 @@ class Rehydrated(msgspec.Struct, array_like=True, tag="W", frozen=True):
         return self.row.slot
 
 
+class Retried(msgspec.Struct, array_like=True, tag="R", frozen=True):
+    """An attempt failed, and the activation will be tried again."""
+
+    at_us: int
+    completion: Completion
+    """Without outputs."""
+    due_us: int
+    worker: str
+
+    @property
+    def slot(self) -> int:
+        """The slot whose journal keeps the record."""
+        return self.completion.slot
+
+
+class Admitted(msgspec.Struct, array_like=True, tag="D", frozen=True):
+    """Activations of an agent with limits were let through, in this order."""
+
+    at_us: int
+    slot: int
+    agent: str
+    ids: tuple[bytes, ...]
+
+
+class LetterRedriven(msgspec.Struct, array_like=True, tag="V", frozen=True):
+    """A dead letter's activation runs again, with these inputs."""
+
+    at_us: int
+    slot: int
+    letter: bytes
+    inputs: tuple[Envelope, ...]
+    by: str = ""
+
+
+class LetterEdited(msgspec.Struct, array_like=True, tag="E", frozen=True):
+    """A redrive of a dead letter will use another artifact in place of one of its inputs."""
+
+    at_us: int
+    slot: int
+    letter: bytes
+    old: bytes
+    new: bytes
+    by: str = ""
+
+
+class LetterDiscarded(msgspec.Struct, array_like=True, tag="K", frozen=True):
+    """A dead letter was given up."""
+
+    at_us: int
+    slot: int
+    letter: bytes
+    by: str = ""
+    reason: str = ""
+
+
+class BreakerForced(msgspec.Struct, array_like=True, tag="O", frozen=True):
+    """Somebody opened or closed the circuit breaker of an agent by hand."""
+
+    at_us: int
+    slot: int
+    agent: str
+    open: bool
+    by: str = ""
+
+
+class Paused(msgspec.Struct, array_like=True, tag="Z", frozen=True):
+    """Somebody paused or resumed something on the whole shard."""
+
+    at_us: int
+    kind: str
+    """`board`, `agent`, `workflow` or `type`."""
+    name: str
+    """Empty for the board."""
+    on: bool
+    by: str = ""
+    slot: int = SHARD
+    reason: str = ""
+
+
+class Reserved(msgspec.Struct, array_like=True, tag="G", frozen=True):
+    """An account has set aside the worst case of a call to a language model."""
+
+    at_us: int
+    slot: int
+    key: bytes
+    amount: Amount
+    charge: Charge
+
+
+class Settled(msgspec.Struct, array_like=True, tag="Y", frozen=True):
+    """A call that an account had reserved for has ended."""
+
+    at_us: int
+    slot: int
+    key: bytes
+    account: str
+    used: Amount | None
+    """None: nobody knows, so its worst case is spent."""
+
+
+class BudgetSet(msgspec.Struct, array_like=True, tag="N", frozen=True):
+    """Somebody gave an account a limit of its own."""
+
+    at_us: int
+    slot: int
+    account: str
+    limit: Limit | None
+    """None: what agents declare holds again."""
+    terms: Terms | None
+    by: str = ""
+
+
+class ScheduleSet(msgspec.Struct, array_like=True, tag="H", frozen=True):
+    """A schedule was declared, or declared in another way."""
+
+    at_us: int
+    slot: int
+    info: ScheduleInfo
+    anchor_us: int
+    next_us: int
+    """0: it is over."""
+
+
+class ScheduleFired(msgspec.Struct, array_like=True, tag="J", frozen=True):
+    """A schedule was due: its times that fired, oldest first, and when it is due next."""
+
+    at_us: int
+    slot: int
+    name: str
+    fires: tuple[int, ...]
+    next_us: int
+    skipped: int
+    by_hand: bool = False
+
+
+class SchedulePaused(msgspec.Struct, array_like=True, tag="Q", frozen=True):
+    """Somebody paused or resumed a schedule."""
+
+    at_us: int
+    slot: int
+    name: str
+    on: bool
+    by: str = ""
+
+
+class ScheduleRemoved(msgspec.Struct, array_like=True, tag="U", frozen=True):
+    """Somebody removed a schedule."""
+
+    at_us: int
+    slot: int
+    name: str
+    by: str = ""
+
+
 Record = (
     Published
     | Completed
@@ -137,6 +295,20 @@ Record = (
     | Cancelled
     | Installed
     | Rehydrated
+    | Retried
+    | Admitted
+    | LetterRedriven
+    | LetterEdited
+    | LetterDiscarded
+    | BreakerForced
+    | Paused
+    | Reserved
+    | Settled
+    | BudgetSet
+    | ScheduleSet
+    | ScheduleFired
+    | SchedulePaused
+    | ScheduleRemoved
 )
 
 encode_record = msgspec.msgpack.Encoder().encode
@@ -205,5 +377,10 @@ def envelopes_of(records: Iterable[Record]) -> Iterator[Envelope]:
             yield record.posting.envelope
         elif isinstance(record, Completed):
             yield from (posting.envelope for posting in record.completion.outputs)
-        elif isinstance(record, ForwardedIn) and record.forward.posting is not None:
-            yield record.forward.posting.envelope
+        elif isinstance(record, ForwardedIn):
+            if record.forward.posting is not None:
+                yield record.forward.posting.envelope
+            if record.forward.run is not None:
+                yield from record.forward.run.inputs
+        elif isinstance(record, LetterRedriven):
+            yield from record.inputs

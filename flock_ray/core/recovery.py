@@ -13,13 +13,16 @@ from typing import TypeVar
 
 import msgspec
 
+from flock_ray.core.budgets import Ledger
 from flock_ray.core.ids import EPOCH_SHIFT
+from flock_ray.core.pauses import Pause
 from flock_ray.core.records import Frame, decode_frame, envelopes_of
 from flock_ray.core.rows import ERASED, SHARD, Loaded, Snapshot
+from flock_ray.core.schedules import Schedule
 from flock_ray.core.shard import ShardCore
-from flock_ray.core.state import Activation, Gate, Item, Slot, Workflow
+from flock_ray.core.state import Activation, Gate, Item, Lane, Letter, Slot, Workflow
 from flock_ray.core.usage import UsageRow
-from flock_ray.core.wire import Envelope, Forward, Match, SubscriptionSpec, TableSpec
+from flock_ray.core.wire import Attempt, Envelope, Forward, Match, SubscriptionSpec, TableSpec
 from flock_ray.errors import StoreCorruptError
 
 S = TypeVar("S", "SlotState", "ShardState")
@@ -31,6 +34,7 @@ class _Item(msgspec.Struct, array_like=True):
     ref: int
     home: int
     announced: bool
+    lane: str = ""
 
 
 class _Gate(msgspec.Struct, array_like=True):
@@ -57,6 +61,14 @@ class _Activation(msgspec.Struct, array_like=True):
     groups: tuple[int, ...]
     charges: tuple[tuple[int, str, int], ...] | None
     crashes: int
+    lane: str = ""
+    admitted: bool = False
+    probe: int = 0
+    due_us: int = 0
+    failures: int = 0
+    history: tuple[Attempt, ...] = ()
+    redrives: int = 0
+    begun: bool = False
 
 
 class SlotState(msgspec.Struct, array_like=True):
@@ -80,6 +92,10 @@ class SlotState(msgspec.Struct, array_like=True):
     specs: list[SubscriptionSpec]
     """Of the gates: as they were when the gates opened."""
     usage: list[UsageRow] = []
+    lanes: dict[str, Lane] = {}
+    letters: list[Letter] = []
+    ledger: Ledger = msgspec.field(default_factory=Ledger)
+    schedules: list[Schedule] = []
 
 
 class ShardState(msgspec.Struct, array_like=True):
@@ -88,6 +104,7 @@ class ShardState(msgspec.Struct, array_like=True):
     format: int
     table: TableSpec
     clock_us: int
+    pauses: list[Pause] = []
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -97,7 +114,9 @@ _decode_shard = msgspec.msgpack.Decoder(ShardState).decode
 
 def snapshot_shard(core: ShardCore) -> bytes:
     """Encode what all slots share."""
-    return _encode(ShardState(SNAPSHOT_FORMAT, core.table, core.clock_us))
+    return _encode(
+        ShardState(SNAPSHOT_FORMAT, core.table, core.clock_us, list(core.pauses.by_place.values()))
+    )
 
 
 def snapshot_slot(core: ShardCore, index: int) -> bytes:
@@ -116,7 +135,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
         return place
 
     def item(held: Item) -> _Item:
-        return _Item(ref(held.envelope), held.home, held.announced)
+        return _Item(ref(held.envelope), held.home, held.announced, held.lane)
 
     artifacts = [
         (seq, ref(envelope))
@@ -126,7 +145,8 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     ]
     opened = [
         _Activation(a.id, a.agent, a.subscription, a.correlation_id, [ref(e) for e in a.inputs], a.created_us,
-                    a.priority, a.groups, a.charges, a.crashes)
+                    a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us, a.failures,
+                    a.history, a.redrives, a.begun)
         for a in slot.open.values()
     ]  # fmt: skip
     specs: dict[SubscriptionSpec, int] = {}
@@ -142,7 +162,8 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
         SlotState(
             SNAPSHOT_FORMAT, envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
             delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox, list(specs),
-            list(slot.usage.values()),
+            list(slot.usage.values()), slot.lanes, list(slot.letters.values()),
+            slot.ledger, list(slot.schedules.values()),
         )
     )  # fmt: skip
 
@@ -200,6 +221,7 @@ class Recovery:
         if self._shard is not None:
             core.replay_table(self._shard.table)
             core.clock_us = self._shard.clock_us
+            core.restore_pauses(self._shard.pauses)
         feed: list[tuple[int, Envelope]] = []
         for index, state in self._slots.items():
             feed += _restore(core, core.slots[index], state)
@@ -251,13 +273,14 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     envelopes = state.envelopes
 
     def item(held: _Item) -> Item:
-        return Item(envelopes[held.ref], held.home, held.announced)
+        return Item(envelopes[held.ref], held.home, held.announced, held.lane)
 
     slot.workflows = {workflow.id: workflow for workflow in state.workflows}
     for a in state.open:
         slot.open[a.id] = Activation(
             a.id, a.agent, a.subscription, slot.index, a.correlation_id, tuple(envelopes[i] for i in a.inputs),
-            a.created_us, a.priority, a.groups, a.charges, a.crashes,
+            a.created_us, a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us,
+            a.failures, a.history, a.redrives, a.begun,
         )  # fmt: skip
     for g in state.gates:
         held = {name: deque(item(i) for i in queue) for name, queue in g.held.items()}
@@ -272,6 +295,10 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.outbox = {(f.target, f.seq): f for f in state.outbox}
     slot.out_seq, slot.inbox = state.out_seq, state.inbox
     slot.usage = {row.key: row for row in state.usage}
+    slot.lanes = state.lanes
+    slot.ledger = state.ledger
+    slot.schedules = {schedule.info.name: schedule for schedule in state.schedules}
+    slot.letters = {letter.envelope.id: letter for letter in state.letters}
     core.adopt(slot)
     return [(seq, envelopes[ref]) for seq, ref in state.artifacts]
 
@@ -287,7 +314,11 @@ def _referred_to(core: ShardCore) -> Iterable[bytes]:
                 yield from (item.envelope.id for item in gate.items())
         for held in slot.held.values():
             yield from (envelope.id for envelope, _ in held)
-        yield from (f.posting.envelope.id for f in slot.outbox.values() if f.posting is not None)
+        for forward in slot.outbox.values():
+            if forward.posting is not None:
+                yield forward.posting.envelope.id
+            if forward.run is not None:
+                yield from (envelope.id for envelope in forward.run.inputs)
 
 
 def _ready(core: ShardCore, epoch: int) -> None:

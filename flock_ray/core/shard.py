@@ -7,20 +7,17 @@ the virtual board, the simulator) drains `records` to the journal first and acts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from heapq import heappop, heappush
-from typing import Any
 
 import msgspec
 
 from flock_ray.core import gates
+from flock_ray.core.cancelling import CancelDesk
 from flock_ray.core.changes import workflow_from
-from flock_ray.core.delivery import DeliveryDesk
 from flock_ray.core.ids import single_prefix
-from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.parking import Parked, input_is_newer
 from flock_ray.core.records import (
-    Cancelled,
     Completed,
     Flushed,
     ForwardAcked,
@@ -33,10 +30,9 @@ from flock_ray.core.records import (
     Ticked,
     WorkflowFlushed,
 )
-from flock_ray.core.rows import Decision, WorkflowRow
+from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.schema import merge_types
 from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot
-from flock_ray.core.usage import HOUR_US, added, book, rows_of
 from flock_ray.core.wire import (
     CONFLICT,
     DUPLICATE,
@@ -44,6 +40,7 @@ from flock_ray.core.wire import (
     WRONG_SLOT,
     Completion,
     Envelope,
+    ErrorInfo,
     Forward,
     Posting,
     TableSpec,
@@ -54,7 +51,7 @@ NOT_RUN = "UnknownAgentError"
 """Error type of a completion that says: this worker does not have the agent, hand it to another one."""
 
 
-class ShardCore(DeliveryDesk):
+class ShardCore(CancelDesk):
     """State of all slots that one shard owns."""
 
     def __init__(
@@ -71,7 +68,7 @@ class ShardCore(DeliveryDesk):
         self.stored: dict[bytes, Envelope] = {}
         """Artifacts of the batch at hand that the store has and memory has not."""
         self.parked = Parked()
-        self._replays: dict[type, Callable[[Any], None]] = {
+        self._replays |= {
             Published: lambda r: self._on_published(r),
             Completed: lambda r: self._on_completed(r, self.slots[r.slot].open[r.completion.id]),
             Ticked: lambda r: self._on_ticked(r),
@@ -80,7 +77,6 @@ class ShardCore(DeliveryDesk):
             Lost: lambda r: self._on_lost(r),
             Flushed: lambda r: self._on_flushed(r),
             WorkflowFlushed: lambda r: self._on_workflow_flushed(r),
-            Cancelled: lambda r: self._on_cancelled(r),
             Installed: lambda r: self._on_installed(r),
             Rehydrated: lambda r: self._on_rehydrated(r),
         }
@@ -106,6 +102,7 @@ class ShardCore(DeliveryDesk):
         self._on_installed(record)
         self.try_again()
         self._decide(now_us, "table.installed", f"version {table.version}")
+        self.limits_changed()
         return True
 
     def rehydrate(self, row: WorkflowRow, now_us: int) -> None:
@@ -114,10 +111,6 @@ class ShardCore(DeliveryDesk):
             record = Rehydrated(now_us, row)
             self._log(record)
             self._on_rehydrated(record)
-
-    def _decide(self, now_us: int, kind: str, subject: str, detail: str = "") -> None:
-        if self.changes is not None:
-            self.changes.decisions.append(Decision(now_us, kind, subject, detail=detail))
 
     def publish(self, posting: Posting, now_us: int) -> int:
         """Accept an artifact from outside; returns PUBLISHED, DUPLICATE, CONFLICT or WRONG_SLOT."""
@@ -153,13 +146,24 @@ class ShardCore(DeliveryDesk):
                 self.dispatch.release(activation)
                 self.dispatch.push(activation, front=True)
             return False
-        if completion.error is not None and input_is_newer(completion):
-            self._wait_for_code(activation, completion, now_us)
-            return False
+        worker = ""
+        if completion.error is not None:
+            if input_is_newer(completion):
+                self._wait_for_code(activation, completion, now_us)
+                return False
+            if completion.retry is not None and (
+                activation.worker is None or completion.attempt != activation.attempt
+            ):
+                self._say(activation, "activation.late", now_us, f"attempt {completion.attempt} had failed")
+                return False  # another attempt is due, or runs
+            worker = activation.worker or ""
+        self._count_first(activation, now_us)
+        if completion.retry is not None and self._retry(activation, completion, now_us):
+            return True
         if activation.worker is not None and completion.attempt != activation.attempt:
             self.cancels.append((activation.worker, activation.id))
-        self.dispatch.release(activation, completion.run_us or 1)
-        record = Completed(now_us, completion)
+        self.dispatch.release(activation, completion.run_us or 1, completion.calls)
+        record = Completed(now_us, completion, worker)
         self._log(record)
         self._on_completed(record, activation)
         return True
@@ -200,8 +204,13 @@ class ShardCore(DeliveryDesk):
                 self._on_ticked(record)
 
     def next_timer_us(self) -> int | None:
-        """Return when `tick` is due next; None when nothing waits for a time."""
-        return self._wake[0][0] if self._wake else None
+        """Return when `tick`, `admit` or `fire_due` is due next; None when nothing waits for a time."""
+        times = [self._wake[0][0]] if self._wake else []
+        if (admission_us := self.next_admission_us()) is not None:
+            times.append(admission_us)
+        if (fire_us := self.next_fire_us()) is not None:
+            times.append(fire_us)
+        return min(times, default=None)
 
     def forward_in(self, forward: Forward, now_us: int) -> bool:
         """Apply something from another slot; True when it is applied now or was before.
@@ -289,32 +298,17 @@ class ShardCore(DeliveryDesk):
                 self._on_workflow_flushed(record)
         return flushed
 
-    def cancel(self, workflow: str, now_us: int) -> int:
-        """Cancel a workflow in the slots of this shard; returns how many of its activations were open."""
-        cancelled = 0
-        for index, slot in self.slots.items():
-            known = slot.workflows.get(workflow)
-            running = sum(1 for a in slot.open.values() if a.correlation_id == workflow)
-            if (known is not None and not known.cancelled) or running or slot.holds_inputs_of(workflow):
-                cancelled += running
-                record = Cancelled(now_us, index, workflow)
-                self._log(record)
-                self._on_cancelled(record)
-                self._decide(
-                    now_us, "workflow.cancelled", workflow, f"{running} activations were open in slot {index}"
-                )
-        return cancelled
-
     # -- what the records do ----------------------------------------------------------------
 
     def _on_installed(self, record: Installed) -> None:
         self.table = record.table
         self.subscriptions = {spec.id: spec for spec in record.table.subscriptions}
         self.agents = {info.name: info for info in record.table.agents}
+        self._limits_installed()
         self._plain = {
             spec.id: (spec, single_prefix(spec.agent, spec.id))
             for spec in record.table.subscriptions
-            if spec.kind == "single" and not spec.when
+            if spec.kind == "single" and not spec.when and self.limits_of(spec.agent) is None
         }
         self._index_conditions()
         self.matched_types = {name for spec in record.table.subscriptions for name in spec.types}
@@ -329,18 +323,17 @@ class ShardCore(DeliveryDesk):
 
     def _on_completed(self, record: Completed, activation: Activation) -> None:
         completion, now_us = record.completion, record.at_us
-        slot = self.slots[activation.slot]
-        del slot.open[activation.id]
-        self.num_open -= 1
+        slot, error = self.slots[activation.slot], completion.error
+        self._end(slot, activation, now_us, failed=error is not None and (completion.trips or None))
         if self.changes is not None:
-            status = "completed" if completion.error is None else "failed"
+            status = "completed" if error is None else "failed"
             self.changes.end(activation, now_us, status, completion)
         if activation.agent == MATCH_AGENT:
-            if completion.error is not None:
+            if error is not None:
                 self.events.note(now_us, "match.refused", agent=MATCH_AGENT, activation_id=activation.id,
                                  correlation_id=activation.correlation_id,
                                  artifact_ids=tuple(e.id for e in activation.inputs),
-                                 detail=f"{completion.error.type}: {completion.error.message}")  # fmt: skip
+                                 detail=f"{error.type}: {error.message}")  # fmt: skip
             for posting in completion.outputs:
                 self._deliver_all(slot, posting, now_us)
         else:
@@ -350,16 +343,22 @@ class ShardCore(DeliveryDesk):
             for kind, detail in completion.notes:
                 self.events.note(now_us, kind, agent=activation.agent, correlation_id=activation.correlation_id,
                                  activation_id=activation.id, detail=detail)  # fmt: skip
-            for posting in completion.outputs:
-                self._publish_output(slot, posting, now_us)
+            if error is None or not self._buried(slot, activation, record, now_us):
+                for posting in completion.outputs:
+                    self._publish_output(slot, posting, now_us)
+                if error is not None and not completion.outputs:
+                    # The worker could not make it, or was certain of another attempt under an older declaration.
+                    self._publish_error(slot, activation.id, activation.agent, activation.correlation_id,
+                                        activation.inputs, error.type, error.message, now_us)  # fmt: skip
         self._discharge(slot, activation, now_us)
 
-    def _count_calls(
-        self, slot: Slot, activation: Activation, calls: tuple[ModelCall, ...], now_us: int
-    ) -> None:
-        book(slot.usage, rows_of(activation.agent, calls, now_us - now_us % HOUR_US))
-        workflow = self._counting_record(slot, activation.correlation_id, now_us)
-        workflow.usage = added([*(workflow.usage or ()), *rows_of(activation.agent, calls, 0)])
+    def _buried(self, slot: Slot, activation: Activation, record: Completed, now_us: int) -> bool:
+        """Make a dead letter of an activation whose last attempt failed; False: its agent has none."""
+        info, error = self.agents.get(activation.agent), record.completion.error
+        if info is None or info.dead_letter is None or error is None:
+            return False
+        self._remember(activation, record.completion, error, now_us, record.worker, 0)
+        return self._bury(slot, activation, error, now_us)
 
     def _on_forwarded(self, record: ForwardedIn) -> None:
         forward, now_us = record.forward, record.at_us
@@ -372,14 +371,20 @@ class ShardCore(DeliveryDesk):
                     self._request_match(slot, forward.posting.envelope, now_us)
         elif forward.kind == "match" and forward.posting is not None and forward.match is not None:
             spec = self.subscriptions.get(forward.match.subscription)
-            item = Item(forward.posting.envelope, forward.source, False)
+            item = Item(forward.posting.envelope, forward.source, False, forward.match.lane)
             if spec is None:
                 self._return_item(slot, item, now_us)
                 self._unknown_subscription(forward.match, forward.posting.envelope, now_us)
             else:
                 self._feed(slot, spec, forward.match, item, now_us)
+        elif forward.kind == "run" and forward.run is not None:
+            self._on_run(slot, forward.run, now_us)
+        elif forward.kind == "void" and forward.run is not None:
+            self._on_void(slot, forward.run, now_us)
         elif forward.kind == "settle":
             workflow = slot.workflows.get(forward.workflow)
+            if workflow is None and forward.delta[0] > 0:  # a redrive for one that has left memory for good
+                workflow = self._counting_record(slot, forward.workflow, now_us)
             if workflow is not None:
                 self._shift(workflow, forward.delta[0], forward.delta[1], now_us)
 
@@ -394,6 +399,8 @@ class ShardCore(DeliveryDesk):
             if activation is None:
                 continue
             activation.crashes += 1
+            died = ErrorInfo("WorkerDiedError", "its worker died")
+            self._add_attempt(activation, died, record.at_us, record.worker)
             info = self.agents.get(activation.agent)
             limit = info.max_crashes if info is not None else 3
             self.events.note(
@@ -420,45 +427,14 @@ class ShardCore(DeliveryDesk):
             if slot.gate(gate.spec.id, gate.key) is gate:  # what another one set off may have run it
                 self._fire(slot, gate.spec, gates.flush(slot, gate), record.at_us)
 
-    def _on_cancelled(self, record: Cancelled) -> None:
-        slot, now_us = self.slots[record.slot], record.at_us
-        name = record.workflow
-        for activation in [a for a in slot.open.values() if a.correlation_id == name]:
-            if activation.worker is not None:
-                self.cancels.append((activation.worker, activation.id))
-            self.dispatch.release(activation)
-            del slot.open[activation.id]
-            self.num_open -= 1
-            if self.changes is not None:
-                self.changes.end(activation, now_us, "cancelled")
-            self._discharge(slot, activation, now_us)
-        for keys in list(slot.gates.values()):
-            for gate in list(keys.values()):
-                self._cancel_items(slot, gate, name, now_us)
-        workflow = slot.workflows.get(name)
-        if workflow is None:
-            return  # its own record is in another slot; here were only inputs that gates had borrowed
-        workflow.cancelled = True
-        workflow.updated_us = now_us
-        self._touch(workflow)
-        self.events.note(now_us, "workflow.cancelled", correlation_id=name)
-        for key in [key for key in slot.held if key[1] == name]:
-            workflow.waiting -= len(slot.held.pop(key))
-        for entry in [entry for entry in slot.delayed if self._correlation_of(entry[0]) == name]:
-            del slot.delayed[entry]
-            workflow.delayed -= 1
-        self._maybe_settled(workflow)
-
-    def _correlation_of(self, artifact_id: bytes) -> str | None:
-        envelope = self.index.get(artifact_id)
-        return None if envelope is None else envelope.correlation_id
-
     def _on_ticked(self, record: Ticked) -> None:
         slot, now_us = self.slots[record.slot], record.at_us
         while slot.timers and slot.timers[0][0] <= now_us:
             _, _, kind, first, second = heappop(slot.timers)
             if kind == "match":
                 self._release_delayed(slot, first, second.decode(), now_us)
+            elif kind == "due":
+                self._on_due(slot, first, now_us)
             else:
                 self._gate_deadline(slot, second.decode(), first, now_us)
         if slot.timers:

@@ -226,6 +226,11 @@ def _leaves(hint: Any) -> Iterator[type]:
         yield hint
 
 
+def classes_of(hint: Any) -> list[type]:
+    """Return the classes that stand in a return hint, but not None, object or containers."""
+    return list(_leaves(hint))
+
+
 def _unwrapped(hint: Any) -> Any:
     """Remove Annotated, NewType and type aliases."""
     while True:

@@ -151,7 +151,7 @@ class ScheduleSpec:
         if self.at is not None:
             _check_at(self.at)
         if self.cron is not None:
-            _check_cron(self.cron)
+            check_cron_fields(self.cron)
         if self.after is not None:
             _check_duration(self.after, "ScheduleSpec(after=...)", allow_zero=True)
         if self.max_repeats is not None:
@@ -279,7 +279,7 @@ _CRON_FIELDS: tuple[tuple[str, int, int, tuple[str, ...]], ...] = (
 )
 
 
-def _check_cron(value: object) -> None:
+def check_cron_fields(value: object) -> None:
     """Refuse what no cron would run; upstream ran a bad expression every minute."""
     parts = value.split() if isinstance(value, str) else []
     if len(parts) != len(_CRON_FIELDS):
@@ -294,6 +294,27 @@ def _check_cron(value: object) -> None:
                 f"cron={value!r} has {part!r} as {name}: use *, numbers from {low} to {high}{words}, "
                 "ranges (1-5), steps (*/15) and lists (1,3)."
             )
+
+
+def expand_cron(expression: str) -> list[frozenset[int]]:
+    """Return the numbers of each field of a checked expression; Sunday is 0."""
+    fields = []
+    for part, (_, low, high, names) in zip(expression.lower().split(), _CRON_FIELDS, strict=True):
+        numbers: set[int] = set()
+        for item in part.split(","):
+            base, _, step = item.partition("/")
+            first, _, last = base.partition("-")
+            begin = low if base == "*" else _cron_number(first, names) or 0
+            end = high if base == "*" or (step and not last) else begin
+            if last:
+                end = 7 if last == "sun" else _cron_number(last, names) or 0
+            numbers.update(range(begin, end + 1, int(step or 1)))
+        # Sunday is 7, too; a * must not name it twice, as steps would count it.
+        whole = part.startswith("*") and high == 7
+        fields.append(
+            frozenset(n % 7 for n in numbers if not whole or n < 7) if high == 7 else frozenset(numbers)
+        )
+    return fields
 
 
 def _is_cron_item(item: str, low: int, high: int, names: tuple[str, ...]) -> bool:

@@ -11,8 +11,12 @@ from typing import Any
 
 import msgspec
 
+from flock_ray.core.breakers import Breaker
+from flock_ray.core.budgets import Ledger
+from flock_ray.core.rates import RateWindow
+from flock_ray.core.schedules import Schedule
 from flock_ray.core.usage import Key, UsageRow
-from flock_ray.core.wire import Envelope, Forward, Match, SubscriptionSpec
+from flock_ray.core.wire import Attempt, Envelope, Forward, Match, SubscriptionSpec
 
 MATCH_AGENT = "flock:match"
 """Internal agent whose activation matches an artifact that a shard itself had to publish."""
@@ -58,6 +62,8 @@ class Item(msgspec.Struct):
     """Slot of its workflow's record, which is told when the input moves on."""
     announced: bool = True
     """The home slot counts it as waiting (not as open)."""
+    lane: str = ""
+    """`Match.lane`."""
 
 
 class Gate(msgspec.Struct):
@@ -111,6 +117,22 @@ class Activation(msgspec.Struct):
     """(home slot, workflow, inputs) that count this activation as open; None: its own workflow, once."""
     crashes: int = 0
     """Workers that died while they had it."""
+    lane: str = ""
+    """Key of its agent's limits."""
+    admitted: bool = False
+    """The limits of its agent have let it through; it counts for them until its attempt ends."""
+    probe: int = 0
+    """Round of the half-open circuit breaker that let it through (`Breaker.admit`); 0: it was closed."""
+    due_us: int = 0
+    """It waits until then (a retry, a debounce), and a timer says so; 0: it does not."""
+    failures: int = 0
+    """Attempts that failed and counted."""
+    history: tuple[Attempt, ...] = ()
+    """Attempts that failed: the first and the newest."""
+    redrives: int = 0
+    """Dead letters of the same inputs before it."""
+    begun: bool = False
+    """An attempt of it has ended: a newer input does not take its place any more."""
     attempt: int = 0
     """Number of the last attempt handed out; 0 before the first. Not journaled: attempts start anew
     after a recovery, fenced by the shard's epoch."""
@@ -120,12 +142,55 @@ class Activation(msgspec.Struct):
     """The permit that the running attempt uses (`core.dispatch.Holding`)."""
 
 
+class KeyState(msgspec.Struct, array_like=True):
+    """What the limits of an agent count for one key."""
+
+    running: int = 0
+    windows: list[RateWindow] = []
+    """One per keyed rate, in declared order."""
+
+
+class Lane(msgspec.Struct, array_like=True):
+    """What the limits of an agent count in their home slot."""
+
+    running: int = 0
+    """Activations that were let through and have not ended."""
+    windows: list[RateWindow] = []
+    """One per rate that is not keyed, in declared order."""
+    breaker: Breaker = msgspec.field(default_factory=Breaker)
+    keys: dict[str, KeyState] = {}
+    """By key, the one let through last at the end; keys for which nothing is counted are forgotten."""
+
+
+class Letter(msgspec.Struct, array_like=True):
+    """A dead letter that nobody has redriven or discarded yet."""
+
+    envelope: Envelope
+    """The DeadLetter artifact, without its payload."""
+    queue: str
+    agent: str
+    subscription: str
+    at_us: int
+    inputs: tuple[bytes, ...]
+    groups: tuple[int, ...]
+    priority: int
+    lane: str
+    error_type: str
+    redrives: int = 0
+    """Dead letters of the same inputs before it."""
+    replaced: dict[bytes, bytes] = {}
+    """By input, the artifact that a redrive uses in its place."""
+    edits: int = 0
+    cancelled: bool = False
+    """Its workflow was cancelled: it can only be discarded."""
+
+
 class Slot:
     """Everything one slot owns."""
 
     __slots__ = (
-        "arrivals", "delayed", "gates", "held", "inbox", "index", "open", "out_seq", "outbox", "timers", "usage",
-        "workflows",
+        "arrivals", "delayed", "gates", "held", "inbox", "index", "lanes", "ledger", "letters", "open", "out_seq",
+        "outbox", "schedules", "timers", "usage", "workflows",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -142,7 +207,7 @@ class Slot:
         self.delayed: dict[tuple[bytes, str], Match] = {}
         """(artifact, subscription): matches that wait for their time."""
         self.timers: list[tuple[int, int, str, bytes, bytes]] = []
-        """Heap of (due, number, `match` | `gate`, artifact id | gate key, subscription)."""
+        """Heap of (due, number, `match` | `gate` | `due`, artifact id | gate key | activation id, subscription)."""
         self.outbox: dict[tuple[int, int], Forward] = {}
         """(target, seq): what other slots have not acknowledged; insertion order is sending order."""
         self.out_seq: dict[int, int] = {}
@@ -150,6 +215,14 @@ class Slot:
         """Source slot: last sequence number applied. Forwards are applied in order or not at all."""
         self.usage: dict[Key, UsageRow] = {}
         """Calls to language models by the hour; workflows that are gone are still in it."""
+        self.lanes: dict[str, Lane] = {}
+        """By agent, for those whose limits are kept here."""
+        self.letters: dict[bytes, Letter] = {}
+        """Open dead letters, oldest first."""
+        self.ledger = Ledger()
+        """Accounts of budgets that are kept here."""
+        self.schedules: dict[str, Schedule] = {}
+        """By name, those that are over included."""
 
     def gate(self, subscription: str, key: bytes) -> Gate | None:
         """Return a gate; None when it holds nothing."""

@@ -9,6 +9,7 @@ import msgspec
 from flock_ray.core import gates
 from flock_ray.core.changes import workflow_from
 from flock_ray.core.ids import activation_id
+from flock_ray.core.limit_status import held_back
 from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Gate, Slot, Workflow
@@ -45,6 +46,8 @@ class ArtifactFate(msgspec.Struct, array_like=True):
     """(subscription, due time)."""
     children: list[tuple[bytes, str, str]] = []
     """(id, type, produced_by) of artifacts made from it on this shard."""
+    held_back: list[tuple[str, str]] = []
+    """(subscription, what its activation waits for): a time, or the limits of its agent."""
 
 
 def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
@@ -120,7 +123,12 @@ def artifact_fate(core: ShardCore, artifact_id: bytes) -> ArtifactFate:
     for slot in core.slots.values():
         for activation in slot.open.values():
             if any(envelope.id == artifact_id for envelope in activation.inputs):
-                (fate.running if activation.worker else fate.ready).append(activation.subscription)
+                if not activation.worker and (
+                    reason := core.pauses.text_for(activation) or held_back(core, activation)
+                ):
+                    fate.held_back.append((activation.subscription, reason))
+                else:
+                    (fate.running if activation.worker else fate.ready).append(activation.subscription)
         for keys in slot.gates.values():
             for gate in keys.values():
                 if any(item.envelope.id == artifact_id for item in gate.items()):

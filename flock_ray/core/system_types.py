@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from flock_ray.core.registry import flock_type
 
-__all__ = ["TimerTick", "WorkflowError"]
+__all__ = ["DeadLetter", "DeadLetterAction", "FailedAttempt", "LetterInput", "TimerTick", "WorkflowError"]
 
 
 @flock_type(name="WorkflowError")
@@ -41,3 +41,84 @@ class TimerTick(BaseModel):
     """Counts from 0."""
     schedule_spec: dict[str, Any] = Field(default_factory=dict)
     """What was declared, as `ScheduleSpec.describe` gives it."""
+
+
+class FailedAttempt(BaseModel):
+    """One attempt of a run that failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    """From 1, attempts that ended with the death of their worker included."""
+    ended_at: AwareDatetime
+    run_s: float = 0.0
+    """Seconds in the agent's code; 0 when its worker died."""
+    worker: str = ""
+    """Id of the worker; empty when it is not known."""
+    error_type: str
+    """Name of the exception's class."""
+    error_message: str
+    """At most 8 KiB."""
+    traceback: str = ""
+    """Empty unless the queue has `include_trace`."""
+    delay_s: float = 0.0
+    """Seconds from its end to the next attempt; 0 for the last one."""
+    models: list[str] = Field(default_factory=list)
+    """Language models that it called."""
+
+
+class LetterInput(BaseModel):
+    """One input of a run that failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    """Text of a UUID."""
+    type: str
+    version: int = 1
+
+
+@flock_type(name="DeadLetter")
+class DeadLetter(BaseModel):
+    """A run that failed for good, of an agent with a dead letter queue; its visibility is no wider than the inputs'."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue: str
+    agent: str
+    subscription: str = ""
+    """Id of the subscription that the inputs had matched."""
+    activation_id: str
+    """Of the run, in hexadecimal."""
+    correlation_id: str
+    slot: int
+    """Where the board keeps the letter while it is open."""
+    error_type: str
+    """Of the last attempt: name of the exception's class."""
+    error_message: str
+    """At most 8 KiB."""
+    failed_at: AwareDatetime
+    redrives: int = 0
+    """Dead letters of the same inputs before this one."""
+    crashes: int = 0
+    """Workers that died while they had it."""
+    inputs: list[LetterInput]
+    attempts: list[FailedAttempt] = Field(default_factory=list)
+    """The first one and the newest; at most 20."""
+
+
+@flock_type(name="DeadLetterAction")
+class DeadLetterAction(BaseModel):
+    """Somebody redrove, edited or discarded a dead letter, which is its parent."""
+
+    model_config = ConfigDict(frozen=True)
+
+    letter: str
+    """Id of the letter: text of a UUID."""
+    action: Literal["redriven", "edited", "discarded"]
+    by: str = ""
+    """Who; empty when they did not say."""
+    detail: str = ""
+    at: AwareDatetime
+    activation_id: str | None = None
+    """Of a redrive: the new run, in hexadecimal."""

@@ -8,7 +8,7 @@ import msgspec
 
 from flock_ray.core.model_calls import ModelCall
 
-__all__ = ["HOUR_US", "Key", "UsageRow", "added", "book", "rows_of"]
+__all__ = ["DAY_US", "HOUR_US", "Key", "UsageRow", "added", "book", "rows_of"]
 
 HOUR_US = 3_600_000_000
 DAY_US = 24 * HOUR_US

@@ -9,11 +9,15 @@ import msgspec
 
 from flock_ray.core.activations import ERROR_POSITION
 from flock_ray.core.ids import activation_id, output_id, owned_slots, slot_of
+from flock_ray.core.lineage import ERROR_PRODUCER
 from flock_ray.core.rows import ActivationRow, WorkflowRow
 from flock_ray.core.wire import Envelope
 
 MAX_ROUNDS = 64
 """Rounds of a gate that an activation's id is tried with."""
+
+MAX_REDRIVES = 64
+"""Redrives that the id of one is tried with, for a dead letter that was erased."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -45,6 +49,8 @@ class Verifier:
         """Id: (slot, feed position, activation that made it)."""
         self._parents: list[tuple[bytes, tuple[bytes, ...]]] = []
         self._ended: dict[bytes, ActivationRow] = {}
+        self._redriven: set[bytes] = set()
+        """Ids that redrives of the dead letters taken have, or would have."""
         self._counts: dict[tuple[int, str], Counter[str]] = {}
         self.violations: list[Violation] = []
 
@@ -76,6 +82,8 @@ class Verifier:
                 self._violated(
                     "G3", envelope.id, f"shard {shard} wrote slot {envelope.slot}, which is not its own"
                 )
+            if envelope.type == "DeadLetter":
+                self._redriven.update(_redrives_of(envelope))
             if envelope.parents:
                 self._parents.append((envelope.id, envelope.parents))
             counts = self._counts.setdefault((envelope.slot, envelope.correlation_id), Counter())
@@ -133,14 +141,15 @@ class Verifier:
     def _check_inputs(self) -> None:
         used: dict[tuple[str, bytes], bytes] = {}
         for row in self._ended.values():
-            if not any(
+            again = row.id in self._redriven
+            if not again and not any(
                 row.id == activation_id(row.agent, row.subscription, row.inputs, r) for r in range(MAX_ROUNDS)
             ):
                 self._violated("G2", row.id, f"it is not the activation of {row.agent!r} on its inputs")
             for key in row.inputs:
                 if self._complete and key not in self._artifacts:
                     self._violated("G1", row.id, f"its input {key.hex()} is not on the board")
-                other = used.setdefault((row.subscription, key), row.id)
+                other = row.id if again else used.setdefault((row.subscription, key), row.id)
                 if other != row.id:
                     self._violated(
                         "G2",
@@ -158,3 +167,17 @@ class Verifier:
                         self._violated("G1", key, f"its parent {parent.hex()} is not on the board")
                 elif known[0] == slot and known[1] >= seq:
                     self._violated("G4", key, f"it comes before its parent {parent.hex()} in slot {slot}")
+
+
+class _LetterPayload(msgspec.Struct):
+    redrives: int = 0
+
+
+def _redrives_of(letter: Envelope) -> list[bytes]:
+    """Return the id that the redrive of a dead letter has; of an erased one, those that it may have."""
+    agent = letter.produced_by.removeprefix(ERROR_PRODUCER)
+    try:
+        numbers = [msgspec.json.decode(letter.payload, type=_LetterPayload).redrives]
+    except msgspec.DecodeError:
+        numbers = list(range(MAX_REDRIVES))
+    return [activation_id(agent, "redrive", (letter.id,), number) for number in numbers]

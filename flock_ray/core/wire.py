@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from flock_ray.core.ids import slot_of
 from flock_ray.core.model_calls import ModelCall
 
 PUBLISHED, DUPLICATE, CONFLICT, WRONG_SLOT = 0, 1, 2, 3
@@ -51,6 +52,8 @@ class Match(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Canonical join key; empty when the subscription has no join."""
     due_us: int = 0
     """Not delivered before this time (delay, After visibility); 0 is at once."""
+    lane: str = ""
+    """Key of the agent's limits for this artifact; empty when they have no key."""
 
 
 class Refusal(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -119,6 +122,8 @@ class Task(msgspec.Struct, array_like=True, gc=False, frozen=True):
     inputs: tuple[Envelope, ...]
     groups: tuple[int, ...] = ()
     """Sizes of the groups in `inputs` for a batch of joins; empty otherwise."""
+    failures: int = 0
+    """Attempts of this activation that failed and counted, before this one."""
 
 
 class RunBatch(msgspec.Struct, array_like=True):
@@ -127,6 +132,32 @@ class RunBatch(msgspec.Struct, array_like=True):
     shard: int
     tasks: list[Task]
     table_version: int = 0
+    listened: bool = True
+    """Whether somebody reads what runs of this shard stream, or did lately."""
+
+
+class RetryAsk(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What the worker says of a failure that may pass by itself."""
+
+    after_us: int
+    """The next attempt begins no sooner than this after the failure was committed."""
+    counts: bool = True
+    """Whether the attempt counts towards `max_attempts`; False for one that only had to wait for something."""
+
+
+class Attempt(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """An attempt that failed, as activations and dead letters remember it."""
+
+    number: int
+    """From 1, crashes included."""
+    ended_us: int
+    run_us: int
+    worker: str
+    error: ErrorInfo
+    delay_us: int = 0
+    """From its end to the earliest begin of the next; 0 when there was to be none."""
+    models: tuple[str, ...] = ()
+    """Language models that it called."""
 
 
 class Completion(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -144,6 +175,10 @@ class Completion(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """(kind, detail) for the event log."""
     calls: tuple[ModelCall, ...] = ()
     """Calls to language models, also those of a failed attempt."""
+    retry: RetryAsk | None = None
+    """Of a failure: it may be tried again; None: it may not."""
+    trips: bool = True
+    """Of a failure: the agent's circuit breaker counts it."""
 
 
 class CompleteBatch(msgspec.Struct, array_like=True):
@@ -182,6 +217,22 @@ class GrantBatch(msgspec.Struct, array_like=True):
     """Workers declared dead lately: what they held is handed out again."""
 
 
+class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """An activation that another slot opens."""
+
+    id: bytes
+    agent: str
+    subscription: str
+    correlation_id: str
+    inputs: tuple[Envelope, ...]
+    created_us: int
+    priority: int
+    groups: tuple[int, ...]
+    charges: tuple[tuple[int, str, int], ...]
+    lane: str
+    redrives: int = 0
+
+
 class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Something one slot owes another: kept in the sender's outbox until acknowledged."""
 
@@ -190,12 +241,14 @@ class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
     seq: int
     """Counts from 1 per (source, target)."""
     kind: str
-    """`match` (feed a gate), `publish` (an output of another slot), `settle` (inputs released)."""
+    """`match` (feed a gate), `publish` (an output of another slot), `settle` (inputs released), `run` (an
+    activation on its way to the slot that keeps its agent's limits), `void` (what it was is taken back)."""
     posting: Posting | None = None
     match: Match | None = None
     workflow: str = ""
     delta: tuple[int, int] = (0, 0)
     """For `settle`: change of the workflow's (open, waiting) counts because of its inputs elsewhere."""
+    run: Run | None = None
 
 
 class ForwardBatch(msgspec.Struct, array_like=True):
@@ -233,6 +286,69 @@ class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
     """msgpack of the When tree (`core.conditions`); empty when the subscription has none."""
 
 
+class RetrySpec(msgspec.Struct, array_like=True, frozen=True):
+    """What a shard must know of an agent's retries; when and for which errors is the worker's business."""
+
+    max_attempts: int
+    """From 1; the first one counts."""
+    budget_ratio: float = 0.0
+    """Retries per first attempt in the window, at most; 0: no budget."""
+    budget_window_us: int = 60_000_000
+    budget_min: int = 10
+    """Retries that a window always allows."""
+
+
+class DeadLetterSpec(msgspec.Struct, array_like=True, frozen=True):
+    """Where failed activations of an agent go."""
+
+    queue: str
+    include_trace: bool = False
+
+
+class Rate(msgspec.Struct, array_like=True, frozen=True):
+    """At most `limit` starts in any `per_us`."""
+
+    limit: int
+    per_us: int
+    keyed: bool = False
+    """Per key of the agent's limits, not for the whole agent."""
+
+
+class BreakerSpec(msgspec.Struct, array_like=True, frozen=True):
+    """When an agent's circuit breaker opens, and how it closes again."""
+
+    failure_threshold: int = 5
+    """Consecutive failures that open it; with `failure_rate`, the least number of outcomes in the window."""
+    recovery_us: int = 60_000_000
+    half_open_attempts: int = 3
+    """Attempts let through after that; all have to succeed."""
+    failure_rate: float = 0.0
+    """Share of failures in the window that opens it, up to 1; 0: it counts consecutive ones."""
+    window_us: int = 60_000_000
+
+
+class LimitSpec(msgspec.Struct, array_like=True, frozen=True):
+    """Limits of one agent that hold over the whole cluster. One slot decides: see `home`."""
+
+    rates: tuple[Rate, ...] = ()
+    concurrency: int = 0
+    """Activations at once; 0: no limit."""
+    keyed_concurrency: int = 0
+    """The same per key."""
+    debounce_us: int = 0
+    """An activation waits for so long, and a newer one of its key takes its place."""
+    singleton: str = ""
+    """What becomes of a second activation of a key: `queue`, `skip`, `replace`; empty: it runs."""
+    breaker: BreakerSpec | None = None
+    keyed: bool = False
+    """Matches carry a key (`Match.lane`)."""
+
+    def home(self, agent: str, key: str) -> int:
+        """Return the slot that keeps the limits: of a key alone when nothing is counted over all keys."""
+        whole = self.concurrency or self.breaker is not None or any(not rate.keyed for rate in self.rates)
+        return slot_of(f"lane:{agent}" if whole or not self.keyed else f"lane:{agent}|{key}")
+
+
 class AgentInfo(msgspec.Struct, array_like=True, frozen=True):
     """What a shard must know of an agent."""
 
@@ -241,6 +357,13 @@ class AgentInfo(msgspec.Struct, array_like=True, frozen=True):
     max_crashes: int = 3
     max_concurrency: int = 1
     identity: bytes = b""
+    retry: RetrySpec | None = None
+    """None: a failure is final."""
+    dead_letter: DeadLetterSpec | None = None
+    """None: a failure becomes a WorkflowError."""
+    limits: LimitSpec | None = None
+    weights: tuple[tuple[str, float], ...] = ()
+    """Tenants whose share of the agent's time is not 1."""
 
 
 class TypeInfo(msgspec.Struct, array_like=True, frozen=True):

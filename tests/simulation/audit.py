@@ -15,17 +15,22 @@ from flock_ray.core.changes import workflow_row
 from flock_ray.core.ids import activation_id, output_id
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.records import Completed, Lost, Published, Record, decode_record, encode_record
+from flock_ray.core.rows import SHARD
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
 from flock_ray.engines.posting import ERROR_POSITION
+from tests.simulation.failures import FailureAudit, check_lanes, check_letters, limits_digest
+
+_FAILURES = ("WorkflowError", "DeadLetter")
+"""What failed activations leave on the board."""
 
 
-class AuditCore(ShardCore):
+class AuditCore(FailureAudit):
     """A core that is only replayed, and keeps account of everything that gates and activations did."""
 
     def __init__(self, owned: Iterable[int]) -> None:
-        super().__init__(list(owned))
+        super().__init__(owned)
         self.fed: Counter[tuple[str, bytes]] = Counter()
         """(subscription, artifact): how often it went into a gate."""
         self.fired: list[tuple[SubscriptionSpec, gates.Firing]] = []
@@ -99,10 +104,11 @@ async def recovered(slots: Iterable[int], disk: MemoryDisk) -> ShardCore:
 
 
 def digest(core: ShardCore, slots: Iterable[int] | None = None) -> dict[int, Any]:
-    """Everything durable of each slot, as plain comparable values."""
-    return {
+    """Everything durable of each slot, and of what they share, as plain comparable values."""
+    found = {
         index: _slot_digest(core, core.slots[index]) for index in (slots if slots is not None else core.slots)
     }
+    return {**found, SHARD: dict(core.pauses.by_place)}
 
 
 def differences(one: Any, other: Any, path: str = "") -> list[str]:
@@ -128,6 +134,10 @@ def _slot_digest(core: ShardCore, slot: Slot) -> Any:
         "outbox": slot.outbox,
         "out_seq": slot.out_seq,
         "inbox": slot.inbox,
+        "lanes": limits_digest(slot),
+        "letters": slot.letters,
+        "letter order": list(slot.letters),
+        "ledger": slot.ledger,
     }
 
 
@@ -163,6 +173,7 @@ def check_quiet(cores: Sequence[ShardCore]) -> None:
             assert not slot.open
             assert not slot.outbox
             assert not slot.delayed
+        check_lanes(core)
     waiting: Counter[tuple[int, str]] = Counter()
     for slot in (slot for core in cores for slot in core.slots.values()):
         for gate in (gate for keys in slot.gates.values() for gate in keys.values()):
@@ -200,8 +211,9 @@ class Audit:
         self.cores = cores
         self.cancelled = cancelled
         self.board = {e.id: e for core in cores for e in core.index}
-        self.errors = {e.activation_id: e for e in self.board.values() if e.type == "WorkflowError"}
+        self.errors = {e.activation_id: e for e in self.board.values() if e.type in _FAILURES}
         self.ended = sum((core.ended for core in cores), Counter[bytes]())
+        self.withdrawn = sum((core.withdrawn for core in cores), Counter[bytes]())
 
     def check_artifacts(self, accepted: Iterable[bytes]) -> None:
         """G1 and G4: accepted is on the board once; parents come before children."""
@@ -222,7 +234,7 @@ class Audit:
         assert set(self.ended.values()) <= {1}
         by_activation: dict[bytes, list[Envelope]] = defaultdict(list)
         for envelope in self.board.values():
-            if envelope.activation_id is not None:
+            if envelope.activation_id is not None and envelope.type != "DeadLetterAction":
                 by_activation[envelope.activation_id].append(envelope)
         for key, outputs in by_activation.items():
             if key in self.errors:
@@ -252,9 +264,19 @@ class Audit:
                     if spec.kind != "single" or self._is_held(spec, envelope):
                         continue
                     key = activation_id(spec.agent, spec.id, (envelope.id,), 0)
-                    ends = self.ended[key] + (key in self.errors and not self.ended[key])
+                    ends = self.ends_of(key)
                     stopped = spec.agent in envelope.via and not ends and self._loop_stopped(spec.agent)
                     assert ends == 1 or stopped, f"{spec.id} has {ends} results for {envelope.type}"
+
+    def ends_of(self, key: bytes) -> int:
+        """Count how often an activation ended: with a result, with an error, or because another one took its place."""
+        return self.ended[key] + (key in self.errors and not self.ended[key]) + self.withdrawn[key]
+
+    def check_letters(self) -> None:
+        """Every dead letter has one fate, and every redrive one end."""
+        check_letters(self.cores, [e.id for e in self.board.values() if e.type == "DeadLetter"])
+        for key, workflow in (pair for core in self.cores for pair in core.redriven.items()):
+            assert workflow in self.cancelled or self.ends_of(key) == 1, "a redrive did not end once"
 
     def _loop_stopped(self, agent: str) -> bool:
         return any(

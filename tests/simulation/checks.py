@@ -111,6 +111,9 @@ def check_events(core: AuditCore) -> None:
             assert failed & (about("activation.failed") | about("loop.stopped")) or not is_ours(
                 core, envelope
             )
+        if envelope.type == "DeadLetter":
+            assert envelope.id in about("dead_letter.created") or not is_ours(core, envelope)
+    assert set(core.failures) <= about("activation.retried")
 
 
 def is_ours(core: AuditCore, envelope: Envelope) -> bool:

@@ -102,11 +102,13 @@ def check_published(world: World, shard: int, blob: bytes, answer: bytes) -> Non
 
 
 def check_completed(world: World, shard: int, blob: bytes, answer: bytes) -> None:
-    """G2: a result that a worker may forget has a row, or another one of its activation has."""
+    """G2: a result that a worker may forget has a row, or another one of its activation has, or is still to come."""
     if wire.decode_complete_reply(answer).status != "ok":
         return
     for completion in wire.decode_complete(blob).completions:
         if completion.error is not None and completion.error.type == NOT_RUN:
+            continue
+        if completion.retry is not None and world.is_open(shard, completion):
             continue
         if completion.id not in world.disks[shard].ended and not _is_match(completion):
             world.broken(shard, f"G2: result of {completion.id.hex()[:8]} was taken and is not on the disk")

@@ -30,6 +30,7 @@ from tests.simulation.checks import (
     check_visibility,
 )
 from tests.simulation.disk import SimDisk
+from tests.simulation.limited import operate
 from tests.simulation.simulator import SimBoard, SimFlock, persist, run_seeded
 from tests.simulation.store import SimStore
 from tests.simulation.workload import Story, declare, deploy_late, make_trouble, publish_some
@@ -74,7 +75,8 @@ async def live(world: World, story: Story) -> None:
     count = rng.choice((5, 12, 25))
     jobs = [publish_some(world, story, i, count // 2 + 1) for i in range(rng.choice((1, 3)))]
     trouble = make_trouble(world, story, rng.choice((0, 3, 6, 12)))
-    await asyncio.gather(*jobs, trouble, deploy_late(world, story), look_inside(world, story))
+    operators = operate(world, story, rng.choice((0, 2, 6)))
+    await asyncio.gather(*jobs, trouble, operators, deploy_late(world, story), look_inside(world, story))
     await settle(world, story)
     if rng.random() < 0.5:
         await restart_and_repeat(world, story)
@@ -180,6 +182,7 @@ async def check_all(world: World, story: Story) -> None:
     audit.check_matches(tables_of(flock))
     audit.check_singles()
     audit.check_gates()
+    audit.check_letters()
     agents = [definition.name for definition in flock._definitions()]
     check_visibility(audit, world.disks.values(), agents)
 

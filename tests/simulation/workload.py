@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from flock_ray import BatchSpec, JoinSpec, When, flock_type
 from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility
+from tests.simulation.limited import Chore, declare_limited
 from tests.simulation.simulator import SimFlock, persist
 from tests.simulation.world import World
 
@@ -122,6 +123,7 @@ def declare(flock: SimFlock, world: World) -> None:
     )
     add("errors").consumes(WorkflowError).publishes(Done).runs(lambda error: work())
     add("loop").consumes(Seed).publishes(Seed).prevent_self_trigger(False).runs(loop)
+    declare_limited(flock, world)
 
 
 def declare_late(flock: SimFlock) -> None:
@@ -140,7 +142,23 @@ class Story:
     restarts: int = 0
 
 
-ONLY_SOME = PrivateVisibility(agents=frozenset({"slow", "split", "and", "join", "batch", "either-1", "loop"}))
+SEEING = (
+    "slow",
+    "split",
+    "and",
+    "join",
+    "batch",
+    "either-1",
+    "loop",
+    "retry",
+    "limited",
+    "buried",
+    "fragile",
+)
+ONLY_SOME = PrivateVisibility(agents=frozenset(SEEING))
+KINDS: tuple[Callable[..., BaseModel], ...] = (
+    Seed, Seed, Step, Note, Note, Part, Ping, Ping, Ping, Chore, Chore, Chore
+)  # fmt: skip
 
 
 async def publish_some(world: World, story: Story, publisher: int, count: int) -> None:
@@ -149,7 +167,7 @@ async def publish_some(world: World, story: Story, publisher: int, count: int) -
     for number in range(count):
         await asyncio.sleep(rng.random() * 0.3)
         options: dict[str, Any] = {}
-        kind = rng.choice((Seed, Seed, Step, Note, Note, Part, Ping, Ping, Ping))
+        kind = rng.choice(KINDS)
         if (name := rng.randrange(10)) < 8:
             options["correlation_id"] = f"pings-{name // 2}" if kind is Ping else f"workflow-{name}"
         if name < 2 and kind is not Ping:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from flock_ray.core.shard import ShardCore
+from flock_ray.core.wire import Completion
 from flock_ray.ports import PeerGoneError
 from flock_ray.testing import VirtualClock
 from tests.simulation.disk import SimDisk
@@ -127,6 +128,11 @@ class World:
         self.trace.note(text, shard)
         self.trace.concerned.add(shard)
         self.breakdowns.append(AssertionError(text))
+
+    def is_open(self, shard: int, completion: Completion) -> bool:
+        """Say whether a process of a shard, maybe one that was cut off, means to run an activation again."""
+        slots = (core.slots.get(completion.slot) for core in self.lives[shard])
+        return any(slot is not None and completion.id in slot.open for slot in slots)
 
     def check(self) -> None:
         """Fail as soon as anything went wrong."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 from contextlib import AbstractContextManager
 from unittest import mock
 
@@ -58,10 +58,17 @@ def forget_work_of_a_lost_worker() -> AbstractContextManager[object]:
 def count_the_unreachable_as_delivered() -> AbstractContextManager[object]:
     """A worker that could not be called will have got its tasks."""
 
-    async def hand_over(self: ShardOutbound, worker: str, batch: wire.RunBatch) -> None:
-        with contextlib.suppress(PeerGoneError):
+    async def hand_over(
+        self: ShardOutbound, worker: str, batch: wire.RunBatch, _: object, arrived: asyncio.Future[None]
+    ) -> None:
+        try:
             if not await self._peers.worker(worker).run(wire.encode(batch)):
                 await self._enqueue("returned", batch, 0)
+        except PeerGoneError:
+            pass
+        finally:
+            arrived.set_result(None)
+            self._handing[worker].discard(arrived)
 
     return mock.patch.object(ShardOutbound, "_hand_over", hand_over)
 

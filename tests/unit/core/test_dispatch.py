@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from flock_ray.core.dispatch import SOLO_AFTER_CRASHES, Dispatcher, ReadyQueue
+from flock_ray.core.pauses import Pause, Pauses
 from flock_ray.core.state import Activation
 from flock_ray.core.wire import Grant, GrantBatch
 
@@ -91,7 +92,7 @@ class DispatchMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_ready_and_running_or_neither(self) -> None:
-        ready = [a for q in self.dispatcher.ready.values() for level in q._levels.values() for a in level]
+        ready = [a for queue in self.dispatcher.ready.values() for a in queue]
         waiting = [a.id for a in ready if self.open.get(a.id) is a]
         running = [a.id for a in self.open.values() if a.worker is not None]
         assert sorted(waiting + running) == sorted(self.open)
@@ -169,3 +170,17 @@ def test_one_slow_run_stops_reading_ahead_only_for_a_few_round_trips() -> None:
     for _ in range(40):
         last = round_trip(1_000_000)
     assert last == 1
+
+
+def test_what_limits_have_let_through_runs_though_its_workflow_is_paused() -> None:
+    # Given a paused workflow, one activation of which the limits of its agent count already
+    pauses = Pauses()
+    pauses.put(Pause("workflow", "w", 0))
+    dispatcher = Dispatcher(lambda _: True, pauses=pauses)
+    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", "w1", 5, 5)]), 0)
+    held, admitted = activation_of(1), activation_of(2)
+    admitted.admitted = True
+    for activation in (held, admitted):
+        dispatcher.push(activation)
+    # Then that one runs: waiting, it would hold up other workflows of the agent
+    assert [task.id for task in dispatcher.take(0, 1)["w1"]] == [admitted.id]

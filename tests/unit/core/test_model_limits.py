@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -236,7 +237,7 @@ def test_a_refusal_keeps_everybody_back_for_as_long_as_the_provider_says() -> No
     limiter = ModelLimiter(Rates())
     limiter.enqueue(first := ticket())
     limiter.admit(0.0)
-    assert limiter.refused(0.0, 7.0) == 7.0
+    assert limiter.refused(first, 0.0, 7.0) == 7.0
     limiter.finish(first, 0.0)
 
     limiter.enqueue(second := ticket())
@@ -245,36 +246,159 @@ def test_a_refusal_keeps_everybody_back_for_as_long_as_the_provider_says() -> No
     assert limiter.admit(7.0) == [second]
 
 
+def test_calls_that_are_given_up_leave_nothing_behind() -> None:
+    queue = FairQueue()
+    queue.push(stays := ticket("stays"))
+    for number in range(5000):  # one agent again and again, then agents and tenants that never come back
+        queue.push(gone := ticket("a"))
+        assert queue.remove(gone)
+        queue.push(gone := ticket(f"agent {number}", f"tenant {number}"))
+        queue.push(other := ticket(f"agent {number}"))
+        assert queue.remove(gone) and queue.remove(other)
+
+    heaps = [queue._heap, *(tenant.heap for tenant in queue._tenants.values())]
+    flows = [tenant.flows for tenant in queue._tenants.values()]
+    assert max(map(len, heaps)) < 300 and max(map(len, flows)) < 300 and len(queue._tenants) < 300
+    assert queue.pop() is stays and queue.pop() is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.booleans()), max_size=60))
+def test_giving_calls_up_does_not_change_whose_turn_it_is(made: list[tuple[str, str, bool]]) -> None:
+    """With the heaps trimmed at every chance, the order is the one without trimming."""
+    lazy, keen = FairQueue(), FairQueue()
+    lazy._trim = lambda tenant: None  # type: ignore[method-assign]
+    trim = keen._trim
+
+    def always(tenant: object) -> None:
+        keen._heap += [(-1.0, "nobody")] * 500
+        trim(tenant)  # type: ignore[arg-type]
+
+    keen._trim = always  # type: ignore[method-assign]
+    order: list[list[str]] = [[], []]
+    for out, queue in zip(order, (lazy, keen), strict=True):
+        for number, (tenant, agent, stays) in enumerate(made):
+            queue.push(one := ticket(agent, tenant, number + 1))
+            if not stays:
+                assert queue.remove(one)
+            elif number % 3 == 0 and (found := queue.pop()) is not None:
+                out.append(str(found.tokens))
+        while (found := queue.pop()) is not None:
+            out.append(str(found.tokens))
+    assert order[0] == order[1]
+
+
 def test_without_a_time_the_pause_doubles_up_to_a_minute() -> None:
     limiter, now = ModelLimiter(Rates()), 0.0
     waits = []
     for _ in range(9):
-        waits.append(limiter.refused(now, None))
+        limiter.enqueue(one := ticket())
+        assert limiter.admit(now) == [one]
+        waits.append(limiter.refused(one, now, None))
+        limiter.finish(one, now)
         now += waits[-1] + 1
     assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
 
-    limiter.succeeded()
-    assert limiter.refused(now, None) == 1
+    limiter.enqueue(one := ticket())
+    limiter.admit(now)
+    limiter.succeeded(one)
+    assert limiter.refused(one, now, None) == 1
 
 
-def test_concurrency_is_halved_once_per_refusal_and_comes_back() -> None:
+def started(limiter: ModelLimiter, num: int, now: float) -> list[Ticket]:
+    for _ in range(num):
+        limiter.enqueue(ticket())
+    return limiter.admit(now)
+
+
+def test_concurrency_is_halved_once_per_round_and_comes_back() -> None:
     limiter = ModelLimiter(Rates())
-    running = [ticket() for _ in range(16)]
-    for one in running:
-        limiter.enqueue(one)
-    assert len(limiter.admit(0.0)) == 16
+    running = started(limiter, 16, 0.0)
+    assert len(running) == 16
     for one in running:  # all of them are refused together
-        limiter.refused(0.0, 1.0)
+        limiter.refused(one, 0.0, 1.0)
         limiter.finish(one, 0.0)
 
-    for _ in range(32):
-        limiter.enqueue(ticket())
-    again = limiter.admit(1.0)
+    again = started(limiter, 32, 1.0)
     assert len(again) == 8
 
-    for _ in range(2000):
-        limiter.succeeded()
-    assert len(limiter.admit(1.0)) == 24
+    rounds = 0
+    while len(again) < 32:
+        rounds += 1
+        for one in again:
+            limiter.succeeded(one)
+            limiter.finish(one, 1.0)
+        again = limiter.admit(1.0)
+        limiter.enqueue(ticket())
+        again += started(limiter, 32, 1.0)
+    assert 2 <= rounds <= 16
+
+
+def test_what_ran_beside_refused_calls_is_no_news() -> None:
+    limiter = ModelLimiter(Rates())
+    running = started(limiter, 40, 0.0)
+    for one in running[:30]:  # the round is as large as what runs when the first one comes back
+        limiter.refused(one, 0.0, None)
+    for one in running[30:]:
+        limiter.succeeded(one)
+    for one in running:
+        limiter.finish(one, 0.0)
+    assert len(started(limiter, 100, 60.0)) == 20
+
+
+class Provider:
+    """A provider in virtual time: what it refuses is told after the latency, like its answers."""
+
+    def __init__(
+        self, *, latency_s: float, share: float = 0.0, most: int | None = None, told: bool = False
+    ) -> None:
+        self.limiter, self.random = ModelLimiter(Rates()), random.Random(1)
+        self.latency_s, self.share, self.most, self.told = latency_s, share, most, told
+        self.ends: list[tuple[float, int, Ticket, bool]] = []
+        self.answered = self.refused = 0
+
+    def run(self, clients: int, seconds: float) -> None:
+        """Let so many clients call without a pause."""
+        now, idle, back = 0.0, clients, list[float]()
+        while now < seconds:
+            idle += sum(at <= now for at in back)
+            back = [at for at in back if at > now]
+            for _ in range(idle):
+                self.limiter.enqueue(ticket())
+            idle = 0
+            for one in self.limiter.admit(now):
+                full = self.most is not None and sum(not end[3] for end in self.ends) >= self.most
+                refused = full or self.random.random() < self.share
+                takes_s = 0.1 if full else self.latency_s * self.random.uniform(0.5, 1.5)
+                self.ends.append((now + takes_s, one.number, one, refused))
+            self.ends.sort()
+            while self.ends and self.ends[0][0] <= now:
+                _, _, one, refused = self.ends.pop(0)
+                if refused:
+                    self.refused += 1
+                    back.append(now + self.limiter.refused(one, now, 0.05 if self.told else None))
+                else:
+                    self.answered += 1
+                    self.limiter.succeeded(one)
+                    idle += 1
+                self.limiter.finish(one, now)
+            now += 0.02
+
+
+@pytest.mark.parametrize("latency_s", [1.0, 4.0])
+@pytest.mark.parametrize("told", [False, True])
+def test_refusals_at_random_do_not_take_the_throughput_away(latency_s: float, told: bool) -> None:
+    seconds = 60 * latency_s
+    provider = Provider(latency_s=latency_s, share=0.05, told=told)
+    provider.run(100, seconds)
+    without = 100 * seconds / latency_s
+    assert provider.answered > 0.8 * without
+
+
+def test_a_provider_with_a_limit_of_its_own_is_used_and_not_stormed() -> None:
+    provider = Provider(latency_s=1.0, most=20)
+    provider.run(200, 120.0)
+    assert provider.answered > 0.7 * 20 * 120
+    assert provider.refused < 0.3 * provider.answered
 
 
 def test_what_headers_say_is_left_is_not_overrun() -> None:
