@@ -22,13 +22,21 @@ if TYPE_CHECKING:
         WorkflowStatus,
     )
     from flock_ray.artifact import Artifact
+    from flock_ray.budgets import Budget, BudgetStatus, degrade
     from flock_ray.components.orchestrator.base import OrchestratorComponent, OrchestratorComponentConfig
     from flock_ray.config import FlockSettings, RayConfig
     from flock_ray.core.conditions import Until, When
     from flock_ray.core.registry import flock_tool, flock_type, upcaster
     from flock_ray.core.retention import RetentionPolicy
+    from flock_ray.core.retries import (
+        ExponentialBackoff,
+        FixedDelay,
+        LinearBackoff,
+        RetryBudget,
+        RetryStrategy,
+    )
     from flock_ray.core.specs import BatchSpec, FanOutRange, FanOutSpec, JoinSpec
-    from flock_ray.core.system_types import TimerTick, WorkflowError
+    from flock_ray.core.system_types import DeadLetter, DeadLetterAction, TimerTick, WorkflowError
     from flock_ray.core.visibility import (
         AfterVisibility,
         AgentIdentity,
@@ -39,6 +47,7 @@ if TYPE_CHECKING:
         Visibility,
         only_for,
     )
+    from flock_ray.dead_letters import DeadLetterQueue
     from flock_ray.engines.component import (
         AgentComponent,
         AgentComponentConfig,
@@ -56,14 +65,16 @@ if TYPE_CHECKING:
         TwoStepAdapter,
         XMLAdapter,
     )
-    from flock_ray.errors import FlockError
+    from flock_ray.errors import FlockError, RateLimitError
     from flock_ray.filters import ArtifactEnvelope, ConsumptionRecord, FilterConfig
     from flock_ray.flock import Flock
-    from flock_ray.gateway.settings import GatewayPlan, ModelLimits, ModelSettings
+    from flock_ray.gateway.settings import GatewayPlan, ModelBreaker, ModelLimits, ModelSettings
     from flock_ray.mcp.declaring import MCPServerConfig
     from flock_ray.media import File, Image
     from flock_ray.streaming import Cursor, Gap
+    from flock_ray.triggers import CronTrigger, DailyTrigger, IntervalTrigger, OnceTrigger
     from flock_ray.usage import ModelUsage
+    from flock_ray.webhooks import Webhook
 
 __version__ = "0.1.0"
 
@@ -77,19 +88,28 @@ _HOMES = {
     "ArtifactEnvelope": "filters",
     "BAMLAdapter": "engines.llm.upstream",
     "BatchSpec": "core.specs",
+    "Budget": "budgets",
+    "BudgetStatus": "budgets",
     "ChatAdapter": "engines.llm.upstream",
     "CompletionPolicy": "application",
     "ConsumptionRecord": "filters",
     "Context": "engines.context",
+    "CronTrigger": "triggers",
     "Cursor": "streaming",
     "DSPyEngine": "engines.llm.upstream",
+    "DailyTrigger": "triggers",
+    "DeadLetter": "core.system_types",
+    "DeadLetterAction": "core.system_types",
+    "DeadLetterQueue": "dead_letters",
     "EngineComponent": "engines.component",
     "EvalInputs": "engines.component",
     "EvalResult": "engines.component",
+    "ExponentialBackoff": "core.retries",
     "FanOutRange": "core.specs",
     "FanOutSpec": "core.specs",
     "File": "media",
     "FilterConfig": "filters",
+    "FixedDelay": "core.retries",
     "Flock": "flock",
     "FlockApplication": "application",
     "FlockError": "errors",
@@ -97,28 +117,36 @@ _HOMES = {
     "Gap": "streaming",
     "GatewayPlan": "gateway.settings",
     "Image": "media",
+    "IntervalTrigger": "triggers",
     "JSONAdapter": "engines.llm.upstream",
     "JoinSpec": "core.specs",
     "LabelledVisibility": "core.visibility",
+    "LinearBackoff": "core.retries",
     "LiteLLMEngine": "engines.llm",
     "MCPServerConfig": "mcp.declaring",
+    "ModelBreaker": "gateway.settings",
     "ModelLimits": "gateway.settings",
     "ModelSettings": "gateway.settings",
     "ModelUsage": "usage",
+    "OnceTrigger": "triggers",
     "OrchestratorComponent": "components.orchestrator.base",
     "OrchestratorComponentConfig": "components.orchestrator.base",
     "PostgresPersistence": "adapters.postgres",
     "PrivateVisibility": "core.visibility",
     "PublicVisibility": "core.visibility",
+    "RateLimitError": "errors",
     "RayConfig": "config",
     "RedisPersistence": "adapters.redis",
     "RetentionPolicy": "core.retention",
+    "RetryBudget": "core.retries",
+    "RetryStrategy": "core.retries",
     "SQLitePersistence": "adapters.sqlite",
     "TenantVisibility": "core.visibility",
     "TimerTick": "core.system_types",
     "TwoStepAdapter": "engines.llm.upstream",
     "Until": "core.conditions",
     "Visibility": "core.visibility",
+    "Webhook": "webhooks",
     "When": "core.conditions",
     "WorkflowContext": "application",
     "WorkflowError": "core.system_types",
@@ -126,6 +154,7 @@ _HOMES = {
     "WorkflowResult": "application",
     "WorkflowStatus": "application",
     "XMLAdapter": "engines.llm.upstream",
+    "degrade": "budgets",
     "flock_tool": "core.registry",
     "flock_type": "core.registry",
     "only_for": "core.visibility",
@@ -142,19 +171,28 @@ __all__ = [
     "ArtifactEnvelope",
     "BAMLAdapter",
     "BatchSpec",
+    "Budget",
+    "BudgetStatus",
     "ChatAdapter",
     "CompletionPolicy",
     "ConsumptionRecord",
     "Context",
+    "CronTrigger",
     "Cursor",
     "DSPyEngine",
+    "DailyTrigger",
+    "DeadLetter",
+    "DeadLetterAction",
+    "DeadLetterQueue",
     "EngineComponent",
     "EvalInputs",
     "EvalResult",
+    "ExponentialBackoff",
     "FanOutRange",
     "FanOutSpec",
     "File",
     "FilterConfig",
+    "FixedDelay",
     "Flock",
     "FlockApplication",
     "FlockError",
@@ -162,28 +200,36 @@ __all__ = [
     "Gap",
     "GatewayPlan",
     "Image",
+    "IntervalTrigger",
     "JSONAdapter",
     "JoinSpec",
     "LabelledVisibility",
+    "LinearBackoff",
     "LiteLLMEngine",
     "MCPServerConfig",
+    "ModelBreaker",
     "ModelLimits",
     "ModelSettings",
     "ModelUsage",
+    "OnceTrigger",
     "OrchestratorComponent",
     "OrchestratorComponentConfig",
     "PostgresPersistence",
     "PrivateVisibility",
     "PublicVisibility",
+    "RateLimitError",
     "RayConfig",
     "RedisPersistence",
     "RetentionPolicy",
+    "RetryBudget",
+    "RetryStrategy",
     "SQLitePersistence",
     "TenantVisibility",
     "TimerTick",
     "TwoStepAdapter",
     "Until",
     "Visibility",
+    "Webhook",
     "When",
     "WorkflowContext",
     "WorkflowError",
@@ -191,6 +237,7 @@ __all__ = [
     "WorkflowResult",
     "WorkflowStatus",
     "XMLAdapter",
+    "degrade",
     "flock_tool",
     "flock_type",
     "only_for",

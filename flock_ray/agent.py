@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from flock_ray import agent_checks as checks
+from flock_ray.budgets import BudgetDeclaring
 from flock_ray.core import signature
 from flock_ray.core.definition import AgentDefinition, Delivery, Mode, OutputGroup, Scope, Subscription
 from flock_ray.core.similarity import text_predicates
@@ -15,7 +16,10 @@ from flock_ray.core.specs import BatchSpec, FanOutSpec, JoinSpec
 from flock_ray.core.visibility import AgentIdentity, Visibility, only_for
 from flock_ray.engines.tools import Tool
 from flock_ray.errors import ConfigurationError
+from flock_ray.limiting import LimitDeclaring
 from flock_ray.mcp.declaring import McpSelecting
+from flock_ray.retrying import Retrying
+from flock_ray.scheduling import TimerDeclaring
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -31,7 +35,7 @@ def _ignore() -> None:
     """Take notice of nothing: for a builder without a flock."""
 
 
-class AgentBuilder(McpSelecting):
+class AgentBuilder(BudgetDeclaring, LimitDeclaring, Retrying, McpSelecting, TimerDeclaring):
     """Declares one agent. Every method returns the builder and takes effect at the next deploy.
 
     All methods raise `ConfigurationError` for what makes no sense; the declaration is then unchanged.
@@ -281,17 +285,6 @@ class AgentBuilder(McpSelecting):
         self._definition.context_provider = checked_provider(provider, at, max_tokens=max_tokens)
         return self._changed()
 
-    def schedule(
-        self,
-        every: timedelta | None = None,
-        at: Any = None,
-        cron: str | None = None,
-        after: timedelta | None = None,
-        max_repeats: int | None = None,
-    ) -> NoReturn:
-        """Refuse: timers are not in this release."""
-        _not_yet(self._at("schedule"), "a schedule", "publish the input from a timer of your own")
-
     def best_of(
         self, n: int, score: Callable[[Any], float], good_enough: float | None = None
     ) -> AgentBuilder:
@@ -346,12 +339,6 @@ class AgentBuilder(McpSelecting):
     def max_concurrency(self, n: int) -> AgentBuilder:
         """Set how many activations one replica runs at once, from 1."""
         self._definition.max_concurrency = checks.whole_number(n, "n", self._at("max_concurrency"))
-        return self._changed()
-
-    def timeout(self, limit: timedelta | None) -> AgentBuilder:
-        """Limit the time of one run; None is no limit. A run that exceeds it fails."""
-        at = self._at("timeout")
-        self._definition.timeout_s = None if limit is None else checks.duration_s(limit, "limit", at)
         return self._changed()
 
     def pool(
@@ -486,7 +473,3 @@ class Pipeline:
 
 class RunHandle(Pipeline):
     """A prepared direct run of one agent on given inputs."""
-
-
-def _not_yet(at: str, what: str, instead: str) -> NoReturn:
-    raise ConfigurationError(f"{at} {what} is not in this release of flock_ray; {instead}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flock_ray.artifact import Artifact
 from flock_ray.board import Board
+from flock_ray.breakers import limit_notes
 from flock_ray.errors import ArtifactNotFoundError, ConfigurationError
 from flock_ray.provenance import how_made
 
@@ -158,7 +159,7 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
         raise ArtifactNotFoundError(
             f"No artifact {key} is on this board: was it evicted, or is the id of another board?"
         )
-    waiting = {sub: text for fate in fates for sub, text in fate.waiting}
+    waiting = {sub: text for fate in fates for sub, text in (*fate.waiting, *fate.held_back)}
     delayed = {sub: due for fate in fates for sub, due in fate.delayed}
     ready = {sub for fate in fates for sub in fate.ready}
     running = {sub for fate in fates for sub in fate.running}
@@ -183,6 +184,8 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
 
 
 async def _explain_agent(board: Board, name: str) -> Why:
+    from flock_ray.pausing import paused_on
+
     pools = await board.ask_router("pools")
     stats = await board.each("stats")
     ready = sum(shard["ready"].get(name, 0) for shard in stats)
@@ -194,6 +197,8 @@ async def _explain_agent(board: Board, name: str) -> Why:
     notes = [f"{sub}: consumes {' + '.join(types)}" for sub, types in counts.items()]
     notes.append(f"{ready} activations wait for a permit")
     view = pools.get(pool)
+    notes += await limit_notes(board, name)
+    notes += [str(v) for v in await paused_on(board) if (v.kind, v.name) in (("board", ""), ("agent", name))]
     if view is not None:
         notes.append(
             f"pool {pool}: {len(view['workers'])} workers, {view['starting']} starting, {view['running']} running"

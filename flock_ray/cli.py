@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flock_ray import __version__
-from flock_ray.cli_stored import add_commands
+from flock_ray.commands.breakers import add_commands as add_breaker_commands
+from flock_ray.commands.letters import add_commands as add_letter_commands
+from flock_ray.commands.pausing import add_commands as add_pausing_commands
+from flock_ray.commands.schedules import add_commands as add_schedule_commands
+from flock_ray.commands.stored import add_commands
 from flock_ray.errors import ConfigurationError, FlockError
 
 if TYPE_CHECKING:
@@ -67,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--namespace", metavar="NAME", help="name of the board in the persistence")
     check.set_defaults(command=_check)
     add_commands(commands)
+    add_breaker_commands(commands.add_parser("breakers", help="circuit breakers of a board that runs"))
+    add_pausing_commands(
+        commands.add_parser("pause", help="hold work of a board back, or list what is held back"),
+        commands.add_parser("resume", help="let run what was paused; without a name: what was halted"),
+        commands.add_parser("halt", help="stop everything on a board until it is resumed"),
+        commands.add_parser("cancel", help="cancel a workflow of a board"),
+    )
+    add_schedule_commands(commands.add_parser("schedules", help="schedules of a board that runs"))
+    add_letter_commands(commands.add_parser("dlq", help="dead letters of a board that runs"))
     return parser
 
 

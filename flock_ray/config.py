@@ -61,6 +61,8 @@ class FlockSettings(BaseSettings):
     """How long `publish` waits on a full board before it raises BackpressureError."""
     heartbeat_deadline: timedelta = Field(default=timedelta(seconds=10), ge=timedelta(seconds=1))
     """A worker that is stopped or cut off is declared dead after so long; a dead process is noticed at once."""
+    webhook_secret: SecretStr | None = None
+    """Signs the requests of webhooks that have no secret of their own; None: those are not signed."""
     replace_agents: bool = False
     """Whether agents that another driver deployed under the same name may be replaced."""
 

@@ -74,10 +74,18 @@ def fingerprint(definition: AgentDefinition, spec: wire.TableSpec) -> str:
     functions: list[Any] = [definition.function, definition.calls]
     functions += [predicate for sub in definition.subscriptions for predicate in sub.where]
     functions += [sub.join.by for sub in definition.subscriptions if sub.join is not None]
+    if definition.limits is not None:
+        functions += definition.limits.functions()
+        digest.update(definition.limits.digest())
     for group in definition.output_groups:
         for output in group.outputs:
             digest.update(f"{output.type.__qualname__} {output.count} {output.fan_out}".encode())
             functions += [output.where, *(check for check, _ in output.validate)]
+    if definition.budgets:
+        digest.update(repr(definition.budgets).encode())
+    if definition.retry is not None:
+        digest.update(definition.retry.digest())
+        functions += definition.retry.functions()
     for function in functions:
         digest.update(_code_of(function))
     if definition.embedder is not None:
@@ -97,7 +105,7 @@ def fingerprint(definition: AgentDefinition, spec: wire.TableSpec) -> str:
     digest.update(repr((definition.best_of and definition.best_of[0], definition.good_enough)).encode())
     digest.update(
         repr((definition.max_concurrency, definition.timeout_s, definition.pool, sorted(definition.labels),
-              definition.tenant, definition.max_crashes)).encode()
+              definition.tenant, definition.max_crashes, definition.idle_timeout_s)).encode()
     )  # fmt: skip
     return digest.hexdigest()
 

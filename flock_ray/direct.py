@@ -10,9 +10,10 @@ import msgspec
 
 from flock_ray.board import Board
 from flock_ray.core import wire
-from flock_ray.core.definition import AgentDefinition
+from flock_ray.core.definition import AgentDefinition, Subscription
 from flock_ray.core.registry import TypeRegistry
-from flock_ray.errors import AgentCrashedError, AgentError, ConfigurationError
+from flock_ray.errors import AgentCrashedError, AgentError, ConfigurationError, safe_error_text
+from flock_ray.pausing import refuse_if_paused
 from flock_ray.ports import PeerGoneError
 from flock_ray.publishing import Publisher
 
@@ -28,10 +29,12 @@ async def invoke(
     Raises:
         AgentError: The agent failed; `error_type` is what it raised.
         AgentCrashedError: The worker died meanwhile.
+        BackpressureError: The agent or the board is paused; retryable.
     """
     definition = board.edge.table.definitions.get(agent)
     if definition is None:
         raise ConfigurationError(f"invoke({agent!r}): no such agent is on this board.")
+    await refuse_if_paused(board, agent)
     [posting] = await publisher.postings([obj], [{"produced_by": DIRECT}])
     envelope = posting.envelope
     subscription = next(
@@ -71,5 +74,25 @@ def directed(posting: wire.Posting, definition: AgentDefinition, registry: TypeR
         return posting
     for sub in definition.subscriptions:
         if posting.envelope.type in {registry.name_for(cls) for cls in sub.types} and sub.join is None:
-            return msgspec.structs.replace(posting, matches=(*posting.matches, wire.Match(sub.id)))
+            match = wire.Match(sub.id, lane=_lane(posting.envelope, definition, sub, registry))
+            return msgspec.structs.replace(posting, matches=(*posting.matches, match))
     raise ConfigurationError(f"agent {definition.name!r} does not consume {posting.envelope.type}.")
+
+
+def _lane(
+    envelope: wire.Envelope, definition: AgentDefinition, sub: Subscription, registry: TypeRegistry
+) -> str:
+    """Return the key of an agent's limits for an artifact that its subscription would not match."""
+    if definition.limits is None or definition.limits.key is None:
+        return ""
+    cls = next(cls for cls in sub.types if registry.name_for(cls) == envelope.type)
+    model = registry.validate(envelope.type, envelope.version, envelope.payload, cls=cls)
+    try:
+        lane: str = definition.limits.lane(model)
+    except Exception as error:
+        kind, text = safe_error_text(error)
+        raise ConfigurationError(
+            f"agent {definition.name!r}: the key function of its limits failed on this {envelope.type} ({kind}: "
+            f"{text}). Let it return text, a number or a list of these for every input."
+        ) from error
+    return lane

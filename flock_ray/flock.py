@@ -15,11 +15,13 @@ from pydantic import BaseModel
 
 from flock_ray.agent import AgentBuilder
 from flock_ray.artifact import Artifact
+from flock_ray.budgets import Budget, Budgets, give_budgets, rules_of
 from flock_ray.components.orchestrator.declaring import ComponentDeclaring
 from flock_ray.config import RayConfig, load_ray_config, load_settings
 from flock_ray.context.choose import give_context
 from flock_ray.core.check import Finding, check
 from flock_ray.core.definition import AgentDefinition
+from flock_ray.core.fairness import checked_weights
 from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.wire import CONFLICT, Posting
 from flock_ray.errors import (
@@ -36,6 +38,7 @@ from flock_ray.opening import DEFAULT_BOARD, Opened, open_on_ray
 from flock_ray.persistence import persistence_from_url, persistence_of, retained
 from flock_ray.publishing import Publisher, item_key, new_workflow
 from flock_ray.reading import BoardReading
+from flock_ray.scheduling import Scheduling
 from flock_ray.semantic.choose import chosen_embedder, give_embedder
 from flock_ray.store import BoardStore
 
@@ -53,7 +56,7 @@ __all__ = ["Flock"]
 _workflow: ContextVar[str | None] = ContextVar("flock_workflow", default=None)
 
 
-class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
+class Flock(Scheduling, ComponentDeclaring, McpDeclaring, BoardReading):
     """A blackboard and the agents around it.
 
     Nothing starts before the first `publish`, `run` or `invoke`: then Ray is joined or started, the
@@ -85,6 +88,8 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
         models: Mapping[str, ModelSettings] | GatewayPlan | None = None,
         cassette: str | Path | None = None,
         cassette_mode: CassetteMode | None = None,
+        tenant_weights: Mapping[str, float] | None = None,
+        budgets: Iterable[Budget] = (),
         registry: TypeRegistry = type_registry,
     ) -> None:
         """Declare a flock; every parameter also comes from `FLOCK_<NAME>` in the environment.
@@ -116,6 +121,9 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
                 says more. None: keys come from the environment, limits from the providers.
             cassette: Folder of recorded answers; None: `FLOCK_CASSETTE`, and without it none.
             cassette_mode: record, replay, auto (what is missing is recorded) or off; None: `FLOCK_CASSETTE_MODE`.
+            tenant_weights: Shares of agents' time for tenants that get another than 1, while several wait:
+                `{"acme": 2.0}`.
+            budgets: What calls to language models may use, of all agents of this Flock together.
             registry: Artifact types; None but in tests.
 
         Raises:
@@ -157,6 +165,10 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
             from flock_ray.context.request import checked_provider
 
             checked_provider(context_provider, "Flock(context_provider=)")
+        self._tenant_weights = checked_weights(tenant_weights)
+        self._budget_rules = rules_of(budgets)
+        self.budgets = Budgets(self._ready_board)
+        """What was spent, and limits to change."""
         self._builders: dict[str, AgentBuilder] = {}
         self._mcp_servers: dict[str, McpServer] = {}
         self._changes = 0
@@ -202,13 +214,15 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
     def _definitions(self) -> list[AgentDefinition]:
         definitions = [self._with_mcp_servers(b.definition_checked()) for b in self._builders.values()]
         for definition in definitions:
+            definition.tenant_weights = self._tenant_weights
+            give_budgets(definition, self._budget_rules)
             if definition.max_iterations is None:
                 definition.max_iterations = self.max_agent_iterations
             if definition.function is None:
                 definition.model = definition.model or self.model
             give_embedder(definition, self.embedder)
             give_context(definition, self.context_provider, has_embedder=self.embedder is not None)
-        return self._with_gate(definitions)
+        return self._with_alerts(self._with_gate(definitions))
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -243,6 +257,7 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
                 # Whoever publishes meanwhile waits: it would be matched without these agents.
                 changes, definitions = self._changes, self._definitions()
                 await self._opened.board.deploy(definitions, replace=self._settings.replace_agents)
+                await self._install_schedules(self._opened.board, definitions)
                 self._deployed = changes
         await self._initialize_components()
         return self._opened
@@ -303,6 +318,8 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
         idempotency_key: str | None = None,
         priority: int = 0,
         delay: timedelta | None = None,
+        tenant: str | None = None,
+        budget: Budget | None = None,
     ) -> Artifact:
         """Put an artifact on the board; returns once it is as durable as the board's persistence promises.
 
@@ -315,6 +332,8 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
             idempotency_key: A second publish with the same key returns the first artifact.
             priority: Higher runs earlier.
             delay: Agents get it after this time; None is at once.
+            tenant: Whose it is, and what agents make of it; None: nobody's in particular.
+            budget: What its workflow may spend; None: what it could before.
 
         Raises:
             UnknownTypeError: Its type is not registered.
@@ -325,10 +344,11 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
             ModelError: An agent listens by meaning and the embedder failed: nothing was published. See `retryable`.
             BoardClosedError: It was shut down.
         """
-        board = (await self._ready()).board
+        board, workflow = (await self._ready()).board, correlation_id or _workflow.get()
+        workflow, marks = await self.budgets.publishing(obj, workflow, idempotency_key, tenant, budget)
         options = {
-            "visibility": visibility, "correlation_id": correlation_id or _workflow.get(), "tags": tags,
-            "partition_key": partition_key, "idempotency_key": idempotency_key, "priority": priority, "delay": delay,
+            "visibility": visibility, "correlation_id": workflow, "tags": tags, "partition_key": partition_key,
+            "idempotency_key": idempotency_key, "priority": priority, "delay": delay, "marks": marks,
         }  # fmt: skip
         postings = await self._publisher(board).postings([obj], [options])
         return (await self._put(board, postings))[0]
@@ -339,6 +359,8 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
         *,
         correlation_id: str | None = None,
         idempotency_key: str | None = None,
+        tenant: str | None = None,
+        budget: Budget | None = None,
         **options: Any,
     ) -> list[Artifact]:
         """Put artifacts on the board as one workflow, in batches; other options as for `publish`.
@@ -348,7 +370,8 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
         """
         board = (await self._ready()).board
         workflow = correlation_id or _workflow.get() or new_workflow(idempotency_key)
-        objects, common = list(objects), {"correlation_id": workflow, **options}
+        _, marks = await self.budgets.publishing(None, workflow, None, tenant, budget)
+        objects, common = list(objects), {"correlation_id": workflow, "marks": marks, **options}
         each = [{**common, "idempotency_key": item_key(idempotency_key, i)} for i in range(len(objects))]
         return await self._put(board, await self._publisher(board).postings(objects, each))
 
@@ -397,6 +420,7 @@ class Flock(ComponentDeclaring, McpDeclaring, BoardReading):
         Raises:
             AgentError: What the agent raised, as one of our errors.
             WaitTimeoutError: It took longer than `timeout`.
+            BackpressureError: The agent or the board is paused.
         """
         from flock_ray.direct import invoke
 

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from flock_ray.core.budgets import Charge
+
 __all__ = ["Caller", "Embedder", "Model", "ModelReply", "ModelRequest", "Timeouts", "ToolCall", "Usage"]
 
 
@@ -23,6 +25,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """The activation's id, 32 hexadecimal digits."""
     attempt: int = 1
     tenant: str = ""
+    charges: tuple[Charge, ...] = ()
+    """Accounts that pay for the call; empty: it is in no budget."""
+    degraded: bool = False
+    """Budgets have sent the call to this model, in place of the one that was asked."""
 
 
 class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,9 +36,9 @@ class Timeouts(msgspec.Struct, frozen=True, kw_only=True):
 
     connect_s: float | None = 10.0
     first_token_s: float | None = 120.0
-    """From the request to the first byte of the answer; the answer is streamed for it."""
+    """From the request to the first token of a streamed answer; any other value than this has the answer streamed."""
     idle_s: float | None = 60.0
-    """Between two pieces of a streamed answer."""
+    """Between two pieces of a streamed answer; any other value than this has the answer streamed."""
     total_s: float | None = 600.0
     """All tries of one call together, waiting for limits included."""
 

@@ -80,7 +80,7 @@ async def open_on_ray(
         ),
         max_payload_bytes=settings.max_payload_bytes,
         persistence=persistence,
-        models=models or GatewayPlan(),
+        models=(models or GatewayPlan()).fitted(cpus),
         default_model=settings.model,
     )
     opened = await open_board(plan)

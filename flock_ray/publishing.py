@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from flock_ray.artifact import Artifact
+from flock_ray.core.budget_rules import BUDGET_TAG
 from flock_ray.core.ids import derive_id
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.visibility import PublicVisibility, Visibility
@@ -90,8 +91,9 @@ class Publisher:
         priority: int = 0,
         delay: timedelta | None = None,
         produced_by: str = EXTERNAL,
+        marks: tuple[str, ...] = (),
     ) -> Posting:
-        """Return an artifact with its matches; parameters as for `Flock.publish`."""
+        """Return an artifact with its matches; parameters as for `Flock.publish`, `marks` are more tags of it."""
         now_us = self._clock.now_us()
         _check_options(visibility, priority)
         correlation_id, partition_key = (
@@ -130,7 +132,7 @@ class Publisher:
             correlation_id=correlation_id or str(uuid.uuid4()),
             produced_by=produced_by,
             created_us=now_us,
-            tags=_tags(tags),
+            tags=_tags(tags, marks),
             visibility=visibility,
             partition_key=partition_key,
             parents=parents,
@@ -191,10 +193,14 @@ def _not_before_us(delay: object, now_us: int) -> int:
     return now_us + delay // timedelta(microseconds=1) if delay else 0
 
 
-def _tags(tags: Iterable[str] | None) -> tuple[str, ...]:
+def _tags(tags: Iterable[str] | None, marks: tuple[str, ...]) -> tuple[str, ...]:
     if not tags:
-        return ()
-    found = {tags} if isinstance(tags, str) else set(tags)
+        return marks if len(marks) < 2 else tuple(sorted(marks))
+    found = {tags, *marks} if isinstance(tags, str) else {*tags, *marks}
     if not all(isinstance(tag, str) for tag in found):
         raise ConfigurationError(f"publish(tags={tags!r}): tags are strings, as in tags={{'urgent'}}.")
+    if any(tag.startswith(BUDGET_TAG) and tag not in marks for tag in found):
+        raise ConfigurationError(
+            f"publish(tags={tags!r}): say publish(budget=Budget(...)) instead of {BUDGET_TAG}..."
+        )
     return tuple(sorted(found))

@@ -12,9 +12,12 @@ from pydantic import BaseModel
 
 from flock_ray.artifact import Artifact
 from flock_ray.asking import Why, WorkflowStatus, explain, workflow_id, workflow_status
+from flock_ray.breakers import Limiting
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.erasing import erase, selection
 from flock_ray.errors import ConfigurationError, WaitTimeoutError
+from flock_ray.letters.opening import DeadLettering
+from flock_ray.pausing import BoardPausing
 from flock_ray.streaming import Cursor, EventView, Gap, artifact_stream
 from flock_ray.token_streams import StreamPiece, all_events, ends_of_texts, text_query, text_stream
 from flock_ray.usage import ModelUsage, read_usage
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["BoardReading"]
 
 
-class BoardReading:
+class BoardReading(BoardPausing, Limiting, DeadLettering):
     """Waits, streams and questions; every wait is a long call that the shards answer."""
 
     _registry: TypeRegistry
@@ -113,17 +116,6 @@ class BoardReading:
         """
         only = () if workflow is None else (workflow_id(workflow),)
         return sum(await (await self._ready_board()).each("flush_batches", *only))
-
-    async def cancel(self, workflow: Artifact | str | None) -> int:
-        """Cancel a workflow: what is open is stopped, what arrives later is not matched.
-
-        Args:
-            workflow: A correlation id, or an artifact of the workflow.
-
-        Returns:
-            How many activations were open.
-        """
-        return sum(await (await self._ready_board()).each("cancel", workflow_id(workflow)))
 
     # -- what has left, and what must go -------------------------------------------------------
 
@@ -307,6 +299,7 @@ class BoardReading:
         model: str | None = None,
         tenant: str | None = None,
         since: datetime | timedelta | None = None,
+        by_day: bool = False,
     ) -> list[ModelUsage]:
         """Return calls, tokens and cost of language models, by agent, model and source.
 
@@ -317,15 +310,18 @@ class BoardReading:
             workflow: Of this workflow only; None: of all, also of workflows that are gone.
             agent: Of this agent only.
             model: To this model only.
-            tenant: Of this tenant only.
+            tenant: Of this tenant only: that of the run's inputs, else of its agent.
             since: From this time (or so long ago) on, to the full hour; not with `workflow`.
+            by_day: A row for each UTC day; not with `workflow`.
 
         Raises:
-            ConfigurationError: Both `workflow` and `since` are given.
+            ConfigurationError: `workflow` is given with `since` or `by_day`.
         """
         only = None if workflow is None else workflow_id(workflow)
         board = await self._ready_board()
-        return await read_usage(board, workflow=only, agent=agent, model=model, tenant=tenant, since=since)
+        return await read_usage(
+            board, workflow=only, agent=agent, model=model, tenant=tenant, since=since, by_day=by_day
+        )
 
     async def pools(self) -> dict[str, dict[str, Any]]:
         """Return workers and demand by pool; the pool of light agents is `shared`."""

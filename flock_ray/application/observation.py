@@ -26,6 +26,7 @@ from flock_ray.application.types import (
 )
 from flock_ray.artifact import Artifact
 from flock_ray.core.conditions import AnyField, Condition, Count, WorkflowErrors, evaluate, leaves
+from flock_ray.core.lineage import ERROR_PRODUCER
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.rows import ERASED
 from flock_ray.core.system_types import WorkflowError
@@ -102,6 +103,8 @@ class Observation:
         try:
             if envelope.type == "WorkflowError":
                 self._error(envelope)
+            elif envelope.type == "DeadLetter" and envelope.produced_by.startswith(ERROR_PRODUCER):
+                self._agent_failed(envelope.produced_by.removeprefix(ERROR_PRODUCER))
             elif envelope.type in self._terms.output_models:
                 self._output(envelope)
             if not self.closed:
@@ -129,9 +132,11 @@ class Observation:
         if error.error_type == "LoopGuardError":
             self._looped[error.failed_agent] = None  # what still runs is no part of the loop
             return
-        self._failed[error.failed_agent] = None
-        stop = self._terms.completion.on_error == "stop"
-        self.fail(FailureCode.AGENT_FAILED, error.failed_agent, fatal=stop)
+        self._agent_failed(error.failed_agent)
+
+    def _agent_failed(self, agent: str) -> None:
+        self._failed[agent] = None
+        self.fail(FailureCode.AGENT_FAILED, agent, fatal=self._terms.completion.on_error == "stop")
 
     def _output(self, envelope: Envelope) -> None:
         terms = self._terms

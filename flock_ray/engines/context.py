@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,14 +17,29 @@ if TYPE_CHECKING:
 __all__ = ["Context", "RunHooks"]
 
 
+class _Told:
+    """Nothing to wait for: may be awaited, or not."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[None, None, None]:
+        """Return at once."""
+        yield from ()
+
+
+_TOLD = _Told()
+
+
 @dataclass(frozen=True, slots=True)
 class RunHooks:
     """Ways from a run to the worker that runs it; for engines of ours, not for user code."""
 
     stream: Callable[[str, str], None] | None = None
     """Takes (kind, text) of what the run streams, see `services.TextSink`; None: nobody listens."""
-    heartbeat: Callable[[], Awaitable[None] | None] | None = None
-    """Tells the worker that the run goes on; None: nobody asks."""
+    listened: Callable[[], bool] | None = None
+    """Tells whether somebody may read what it streams; None: take it that somebody does."""
+    heartbeat: Callable[[], bool | None] | None = None
+    """Tells the worker that the run goes on; False: it was given up. None: nobody asks."""
     note: Callable[[str, str], None] | None = None
     """Takes (kind, detail) for the event log; None: the run keeps none."""
 
@@ -42,7 +57,8 @@ class Context:
     activation_id: uuid.UUID
     """Names the run: the same in every attempt, so it can be an idempotency key elsewhere."""
     attempt: int
-    """Counts executions of this run, from 1; from 1 again when its shard has come back from its journal."""
+    """Counts executions of this run, from 1. When its shard has come back from its journal: those that failed, and
+    this one."""
     artifacts: list[Artifact] = field(default_factory=list)
     """What the agent may see of the board; empty unless `with_context()` or `enable_context` asked for it."""
     state: dict[str, Any] = field(default_factory=dict)
@@ -64,15 +80,18 @@ class Context:
         """What to give to a service outside the board, so that a second execution of this run changes nothing there."""
         return self.task_id
 
-    async def heartbeat(self) -> None:
-        """Tell the worker that a long run goes on; cheap, and safe to call anywhere in the run.
+    def heartbeat(self) -> Awaitable[None]:
+        """Tell the worker that a long run goes on, before `.timeout(idle=...)` ends it; cheap, from any thread.
 
-        It does not move the agent's timeout.
+        It takes effect at once: `await` it or not, as you like. It does not move the limit of the whole run.
+
+        Raises:
+            asyncio.CancelledError: The run was given up (it took too long, or its workflow was cancelled): nobody waits
+                for its result. Let it through, and a function that is not async ends here, too.
         """
-        if self.hooks.heartbeat is not None:
-            told = self.hooks.heartbeat()
-            if inspect.isawaitable(told):
-                await told
+        if self.hooks.heartbeat is not None and self.hooks.heartbeat() is False:
+            raise asyncio.CancelledError("this run was given up: nobody waits for its result any more")
+        return _TOLD
 
     def stream(self, text: str, kind: str = "token") -> None:
         """Show text to whoever follows this run; see `flock.stream_tokens`. Never blocks, and may get lost.

@@ -13,13 +13,14 @@ from pydantic import BaseModel
 from flock_ray.core.binding import bind_arguments, wants_context
 from flock_ray.engines.component import EvalResult
 from flock_ray.engines.outputs import Returned, flatten_returned
+from flock_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from flock_ray.core.definition import Subscription
     from flock_ray.core.registry import TypeRegistry
     from flock_ray.engines.context import Context
 
-__all__ = ["FunctionCall", "is_async_callable"]
+__all__ = ["FunctionCall", "is_async_callable", "refuse_awaitable"]
 
 
 class FunctionCall:
@@ -100,3 +101,18 @@ def is_async_callable(function: Callable[..., Any]) -> bool:
         inner = inner.func
     call = inner if inspect.isroutine(inner) or inspect.isclass(inner) else type(inner).__call__
     return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
+
+
+def refuse_awaitable(made: object, agent: str) -> None:
+    """Refuse what the function of `.calls()` returned if it has to be awaited.
+
+    Raises:
+        ConfigurationError: It does, and the run does not await it.
+    """
+    if inspect.iscoroutine(made):
+        made.close()  # or Python warns that it was never awaited
+    if inspect.isawaitable(made):
+        raise ConfigurationError(
+            f"The function given to .calls() of agent {agent!r} returned something to await: "
+            "declare it with `async def`."
+        )

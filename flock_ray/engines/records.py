@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from flock_ray.core.model_calls import MAX_CALLS, ModelCall, merged
+from flock_ray.errors import BudgetExceededError
 from flock_ray.model import Model, ModelReply, ModelRequest
 
 if TYPE_CHECKING:
     from flock_ray.core.wire import Completion, Task
+    from flock_ray.engines.paying import Paying, Purse
 
 __all__ = ["Capture", "OpenRuns", "RecordingModel", "RunRecords", "collecting", "current_records", "redacted"]
 
@@ -49,10 +51,11 @@ SECRETS = (
 class RunRecords:
     """The calls of one attempt; may be used by several threads. Bounded: see `MAX_CALLS`."""
 
-    __slots__ = ("_calls", "_lock", "_rest", "_text")
+    __slots__ = ("_calls", "_lock", "_rest", "_text", "purse")
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, purse: Purse | None = None) -> None:
+        """Start with none; `purse` pays for them, None: nobody in particular."""
+        self.purse = purse
         self._calls: list[ModelCall] = []
         self._rest: list[ModelCall] = []
         self._text = 0
@@ -103,10 +106,11 @@ def collecting(records: RunRecords | None = None) -> Iterator[RunRecords]:
 class OpenRuns:
     """The collectors of the attempts that a runner has begun."""
 
-    __slots__ = ("_ended", "_open")
+    __slots__ = ("_ended", "_open", "_paying")
 
-    def __init__(self) -> None:
-        """Start with none."""
+    def __init__(self, paying: Paying | None = None) -> None:
+        """Start with none; `paying` knows who pays for them, None: nobody in particular."""
+        self._paying = paying
         self._open: dict[tuple[bytes, int], RunRecords] = {}
         self._ended: dict[tuple[bytes, int], None] = {}
         """Of those, the ones that were cancelled, and of which nobody has asked yet."""
@@ -114,7 +118,8 @@ class OpenRuns:
     async def run(self, task: Task, running: Awaitable[Completion]) -> Completion:
         """Await an attempt and put its calls into what comes of it."""
         key = (task.id, task.attempt)
-        with collecting() as records:
+        paying = self._paying
+        with collecting(RunRecords(None if paying is None else paying.purse(task))) as records:
             self._open[key] = records
             try:
                 completion = _with_calls(await running, records)
@@ -128,6 +133,8 @@ class OpenRuns:
                 raise
             if self._open.get(key) is records:
                 del self._open[key]
+            if paying is not None and records.purse is not None:
+                completion = paying.settled(completion, records.purse)
             return completion
 
     def given_up(self, task: Task, completion: Completion) -> Completion:
@@ -180,16 +187,25 @@ class RecordingModel:
         self._capture = capture
         self._redact = tuple(redact)
 
+    def captured(self, text: str) -> str | None:
+        """Return a text as it may be kept, redacted and bounded; None: texts are not kept."""
+        return redacted(text, self._redact) if self._capture == "full" else None
+
     async def complete(
         self, request: ModelRequest, on_text: Callable[[str], None] | None = None
     ) -> ModelReply:
         """Answer as the model does; raises what it raises."""
         started = self._now_us()
         records = current_records()
+        if records.purse is not None:
+            request = records.purse.paid(request)
         try:
             reply = await self.model.complete(request, on_text)
         except BaseException as error:
-            records.model_call(self._failed(request, error, started))
+            if records.purse is not None:
+                records.purse.refused(error)
+            if not isinstance(error, BudgetExceededError) or getattr(error, "tries", False):
+                records.model_call(self._failed(request, error, started))
             raise
         records.model_call(self._answered(request, reply, started))
         return reply

@@ -24,11 +24,12 @@ from flock_ray.engines.best_of import PROPAGATED, best_of, best_of_sync
 from flock_ray.engines.chain import ComponentChain
 from flock_ray.engines.component import EvalInputs, EvalResult
 from flock_ray.engines.context import Context
-from flock_ray.engines.failures import describe, is_retryable_name
-from flock_ray.engines.function import FunctionCall, is_async_callable
+from flock_ray.engines.failures import Failing, Verdict, describe, is_retryable_name
+from flock_ray.engines.function import FunctionCall, is_async_callable, refuse_awaitable
 from flock_ray.engines.history import HistorySource, history_source
 from flock_ray.engines.notes import noting
 from flock_ray.engines.outputs import Note, Output, OutputContract, bounded_notes
+from flock_ray.engines.paying import Paying
 from flock_ray.engines.posting import Poster, PostFn, Warming
 from flock_ray.engines.records import OpenRuns
 from flock_ray.engines.services import Services
@@ -107,6 +108,7 @@ class AgentRunner:
         for spec in specs:
             registry.ensure(spec.type)
         types = [spec.type for spec in specs]
+        self._failing = Failing(definition, self._services.draw)
         self._contract = OutputContract(self._name, specs)
         self._group_contracts = [
             OutputContract(self._name, group.outputs, elsewhere=types) for group in self._groups
@@ -123,7 +125,7 @@ class AgentRunner:
             now_us=now_us, offload=offload,
         )  # fmt: skip
         self._is_async = self._needs_loop()
-        self._open_runs = OpenRuns()
+        self._open_runs = OpenRuns(Paying(definition, now_us, self._services.draw))
         self._straight: StraightRun | None = None
         function = self._function
         if (
@@ -165,12 +167,13 @@ class AgentRunner:
             run_us = self._elapsed_us(started)
             postings = self._poster.outputs(task, outputs)
             if outputs and self._definition.calls is not None:
-                _refuse_awaitable(self._definition.calls(outputs[0].model), self._name)
+                refuse_awaitable(self._definition.calls(outputs[0].model), self._name)
                 run_us = self._elapsed_us(started)
         except PROPAGATED:
             raise
         except BaseException as error:
-            return self._failed(task, describe(error), self._elapsed_us(started), [])
+            info, run_us = describe(error), self._elapsed_us(started)
+            return self._failed(task, info, run_us, [], self._failing.judge(task, info, error))
         return Completion(task.id, task.attempt, task.slot, postings, None, run_us, bounded_notes(notes))
 
     async def run_async(self, task: Task, history: Sequence[Artifact] = ()) -> Completion:
@@ -205,8 +208,10 @@ class AgentRunner:
             raise
         except BaseException as error:
             info, run_us = describe(error), self._elapsed_us(started)
-            await self._poster.warmed_error(task, info)
-            return self._failed(task, info, run_us, notes, history)
+            verdict = self._failing.judge(task, info, error)
+            if verdict.needs_artifact:
+                await self._poster.warmed_error(task, info)
+            return self._failed(task, info, run_us, notes, verdict, history)
         return Completion(task.id, task.attempt, task.slot, postings, None, run_us, bounded_notes(notes))
 
     def failure(
@@ -221,7 +226,8 @@ class AgentRunner:
             retryable: None is what the class of that name in `flock_ray.errors` says, else False.
         """
         retryable = is_retryable_name(exc_type) if retryable is None else retryable
-        failed = self._failed(task, ErrorInfo(exc_type, message, "", retryable), 0, [])
+        info = ErrorInfo(exc_type, message, "", retryable)
+        failed = self._failed(task, info, 0, [], self._failing.judge(task, info))
         return self._open_runs.given_up(task, failed)
 
     def _needs_loop(self) -> bool:
@@ -280,7 +286,7 @@ class AgentRunner:
             correlation_id=task.correlation_id,
             task_id=task.id.hex(),
             activation_id=uuid.UUID(bytes=task.id),
-            attempt=attempt_of(task.attempt),
+            attempt=max(attempt_of(task.attempt), task.failures + 1),
             artifacts=list(history),
             is_batch=self._plan_of(task).is_batch,
             trigger_type="artifact" if timer is None else "timer",
@@ -457,7 +463,13 @@ class AgentRunner:
         return next((e for e in task.inputs if not reads(e.type, e.version, cls=classes.get(e.type))), None)
 
     def _failed(
-        self, task: Task, info: ErrorInfo, run_us: int, notes: list[Note], history: Sequence[Artifact] = ()
+        self,
+        task: Task,
+        info: ErrorInfo,
+        run_us: int,
+        notes: list[Note],
+        verdict: Verdict,
+        history: Sequence[Artifact] = (),
     ) -> Completion:
         newer = self._newer_input(task)
         if newer is not None:
@@ -465,20 +477,14 @@ class AgentRunner:
             return newer_input(task, newer, run_us)
         postings: tuple[Posting, ...] = ()
         try:
-            postings = (self._poster.error(task, info, history),)
+            if verdict.needs_artifact:
+                postings = (self._poster.error(task, info, history),)
         except PROPAGATED:
             raise
         except BaseException as error:
             # The journal still gets the error itself; only the artifact is missing.
             notes = [("error.unposted", ": ".join(safe_error_text(error))), *notes]
-        return Completion(task.id, task.attempt, task.slot, postings, info, run_us, bounded_notes(notes))
-
-
-def _refuse_awaitable(made: object, agent: str) -> None:
-    if inspect.iscoroutine(made):
-        made.close()  # or Python warns that it was never awaited
-    if inspect.isawaitable(made):
-        raise ConfigurationError(
-            f"The function given to .calls() of agent {agent!r} returned something to await: "
-            "declare it with `async def`."
+        said = bounded_notes([*verdict.notes, *notes])
+        return Completion(
+            task.id, task.attempt, task.slot, postings, info, run_us, said, (), verdict.retry, verdict.trips
         )

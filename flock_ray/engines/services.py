@@ -6,8 +6,9 @@ everything that a context provider may see has gone through the visibility of th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from flock_ray.model import Embedder, Model
 
 __all__ = ["ArtifactReader", "NeedsServices", "Services", "TextSink", "ToolServers"]
+
+_random = Random()
+"""Not the module's own: user code may seed that, and then all workers would wait for the same time."""
 
 TextSink = Callable[["Task", str, str], None]
 """Takes (task, kind, text) of what a run streams: kind is `token`, `status` or `final`. Never blocks."""
@@ -64,7 +68,10 @@ class Services:
     reader: ArtifactReader | None = None
     embedder: Embedder | None = None
     stream: TextSink | None = None
-    heartbeat: Callable[[Task], Awaitable[None] | None] | None = None
+    heartbeat: Callable[[Task], bool | None] | None = None
+    """Tells the worker that a run goes on; from any thread. False: the run was given up."""
+    draw: Callable[[], float] = _random.random
+    """Gives random numbers from 0 to below 1, for what waits before it tries again."""
     inline: bool = False
     """Whether sync user code that engines call runs on the event loop itself: in tests, where time is virtual."""
 

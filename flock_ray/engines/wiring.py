@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from flock_ray.engines.context import RunHooks
 from flock_ray.engines.outputs import MAX_NOTES, Note
-from flock_ray.engines.services import NeedsServices, Services
+from flock_ray.engines.services import NeedsServices, Services, TextSink
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flock_ray.core.definition import AgentDefinition
     from flock_ray.core.wire import Task
 
@@ -59,9 +61,23 @@ def services_for(definition: AgentDefinition, services: Services) -> Services:
         definition.best_of is not None or any(_holds_back(one) for one in definition.utilities)
     ):
         services = dataclasses.replace(services, stream=None)
+    if definition.idle_timeout_s is not None and services.heartbeat is not None:
+        # It does not say who listens: an answer streams for its signs of life, also when nobody does.
+        services = dataclasses.replace(
+            services, stream=partial(_stream_alive, services.heartbeat, services.stream)
+        )
     if definition.embedder is None:
         return services
     return dataclasses.replace(services, embedder=definition.embedder)
+
+
+def _stream_alive(
+    beat: Callable[[Task], bool | None], stream: TextSink | None, task: Task, kind: str, text: str
+) -> None:
+    """Take what a run streams as a sign of life; without anybody to show it to, that is all it is for."""
+    beat(task)
+    if stream is not None:
+        stream(task, kind, text)
 
 
 def _holds_back(utility: Any) -> bool:
@@ -74,8 +90,10 @@ def hooks_of(services: Services, task: Task, notes: list[Note] | None = None) ->
     """Return how one run reaches its worker, and the event log through `notes`."""
     if services.stream is None and services.heartbeat is None and notes is None:
         return _NO_HOOKS
+    listened = getattr(services.stream, "listened", None)
     return RunHooks(
         note=None if notes is None else partial(_add, notes),
+        listened=None if listened is None else partial(listened, task),
         stream=None if services.stream is None else partial(services.stream, task),
         heartbeat=None if services.heartbeat is None else partial(services.heartbeat, task),
     )

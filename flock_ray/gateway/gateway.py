@@ -10,16 +10,19 @@ from collections.abc import Callable
 import msgspec
 
 from flock_ray.errors import (
+    BudgetExceededError,
     ModelAnswerError,
     ModelError,
     ModelRequestError,
     ModelTimeoutError,
     RateLimitError,
 )
+from flock_ray.gateway.breaker import ModelBreakers, OnBreaker, is_resting
+from flock_ray.gateway.budgets import Hold, LedgerLink, Payer, within_budget
 from flock_ray.gateway.cache import ResponseCache
 from flock_ray.gateway.cassette import Cassette
 from flock_ray.gateway.fallbacks import with_fallbacks
-from flock_ray.gateway.limits import Limits
+from flock_ray.gateway.limits import Limits, Turn
 from flock_ray.gateway.provider import Answer, Provider
 from flock_ray.gateway.requests import canonical, estimate_tokens, hash_of
 from flock_ray.gateway.settings import GatewayPlan, ModelSettings
@@ -43,6 +46,8 @@ class Gateway:
         plan: GatewayPlan | None = None,
         *,
         provider: Provider | None = None,
+        ledger: LedgerLink | None = None,
+        on_breaker: OnBreaker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -51,6 +56,8 @@ class Gateway:
         Args:
             plan: Keys, limits, cassette; None: the environment's keys and no limits.
             provider: Makes the calls; None: litellm, imported at the first one.
+            ledger: Keeps the budgets; None: calls that are in one are refused.
+            on_breaker: Hears when a model's circuit breaker changes; None: only the log does.
             monotonic: A clock in seconds that never goes back.
             rng: Draws the pauses between tries; None: seeded by the system.
 
@@ -59,9 +66,11 @@ class Gateway:
         """
         self.plan = plan or GatewayPlan()
         self._given = provider
+        self._ledger = ledger
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # pauses, no secrets
         self._limits = Limits(monotonic=monotonic)
+        self._breakers = ModelBreakers(monotonic=monotonic, tell=on_breaker)
         self._cache = ResponseCache()
         self._cassette: Cassette | None = None
         if self.plan.cassette is not None and self.plan.cassette_mode != "off":
@@ -82,6 +91,11 @@ class Gateway:
         self, request: ModelRequest, on_text: Callable[[str], None] | None = None
     ) -> ModelReply:
         """Answer a request, if need be with a fallback model; see `Model`."""
+        if request.caller.charges:
+            return await within_budget(self._complete, request, on_text)
+        return await self._complete(request, on_text)
+
+    async def _complete(self, request: ModelRequest, on_text: Callable[[str], None] | None) -> ModelReply:
         fallbacks = tuple(self.plan.settings(request.model).fallbacks)
         return await with_fallbacks(self.complete_one, request, on_text, fallbacks, self._monotonic)
 
@@ -110,6 +124,9 @@ class Gateway:
         call = _Call(self, request, estimate_tokens(request, len(data)), pieces, hurried)
         try:
             reply = msgspec.structs.replace(await call.run(), request_hash=key)
+        except BudgetExceededError as error:
+            error.tries = call.tries  # type: ignore[attr-defined]  # the tries before this one were made
+            raise
         except ModelError as error:
             error.request_hash = key  # type: ignore[attr-defined]  # for the record of the call
             error.tries = max(call.tries, 1)  # type: ignore[attr-defined]  # the same
@@ -142,6 +159,11 @@ class _Call:
         self._settings: ModelSettings = gateway.plan.settings(request.model)
         self._limits = gateway.plan.limits(request.model)
         self._started = gateway._monotonic()
+        self._payer: Payer | None = None
+        if request.caller.charges:
+            self._payer = Payer(
+                gateway._ledger, request, self._settings, gateway._provider, gateway._monotonic
+            )
         self.tries = 0
 
     async def run(self) -> ModelReply:
@@ -152,7 +174,7 @@ class _Call:
             async with asyncio.timeout(total):
                 while True:
                     try:
-                        return await self._try()
+                        return await self._guarded()
                     except ModelError as error:
                         last = error
                         await self._pause(error)
@@ -165,13 +187,25 @@ class _Call:
                 f"Raise the timeout, or name a fallback.{why}"
             ) from None
 
+    async def _guarded(self) -> ModelReply:
+        """Try once, unless the model is left alone for now."""
+        if self._settings.breaker is None:
+            return await self._try()
+        tries, gateway = self.tries, self._gateway
+        passage = gateway._breakers.enter(self._request.model, self._settings.breaker)
+        try:
+            reply = await self._try()
+        except BaseException as error:
+            total = self._request.timeouts.total_s
+            late = total is not None and gateway._monotonic() - self._started >= total
+            passage.ended(error, asked=self.tries > tries, late=late)
+            raise
+        passage.ended(None)
+        return reply
+
     async def _try(self) -> ModelReply:
         request, gateway = self._request, self._gateway
-        caller = request.caller
-        turn = await gateway._limits.turn(
-            request.model, self._limits, tenant=caller.tenant, agent=caller.agent, tokens=self._tokens,
-            patience_s=self._patience(),
-        )  # fmt: skip
+        turn, hold = await self._enter()
         self.tries += 1
         used: int | None = None
         try:
@@ -179,12 +213,20 @@ class _Call:
                 self._pieces.begin()
             answer: Answer = await gateway._provider().call(request, self._settings, self._pieces)
             reply = answer.reply
+            if hold is not None:
+                hold.answered(reply.usage)
             used = reply.usage.input_tokens + reply.usage.output_tokens or None
             turn.answered(answer.requests, answer.tokens)
         except RateLimitError as error:
+            if hold is not None:
+                hold.failed(error)
             used = 0
             wait = turn.refused(error.retry_after_s if getattr(error, "told", True) else None)
             error.retry_after_s = max(error.retry_after_s, wait)
+            raise
+        except BaseException as error:
+            if hold is not None:
+                hold.failed(error)
             raise
         finally:
             turn.end(used)
@@ -200,6 +242,33 @@ class _Call:
             first_token_s=first,
         )
 
+    async def _enter(self) -> tuple[Turn, Hold | None]:
+        """Wait until limits and budgets allow a try."""
+        turn = await self._turn()
+        if self._payer is None:
+            return turn, None
+        try:
+            hold = await self._payer.hold()
+        except BaseException:
+            turn.end(0)
+            raise
+        if hold is not None:
+            return turn, hold
+        turn.end(0)  # who waits for money lets others call
+        hold = await self._payer.wait()
+        try:
+            return await self._turn(), hold
+        except BaseException:
+            hold.unused()
+            raise
+
+    async def _turn(self) -> Turn:
+        request, caller = self._request, self._request.caller
+        return await self._gateway._limits.turn(
+            request.model, self._limits, tenant=caller.tenant, agent=caller.agent, tokens=self._tokens,
+            patience_s=self._patience(),
+        )  # fmt: skip
+
     def _patience(self) -> float | None:
         total = self._request.timeouts.total_s
         left = None if total is None else max(0.0, total - (self._gateway._monotonic() - self._started))
@@ -209,7 +278,8 @@ class _Call:
 
     async def _pause(self, error: ModelError) -> None:
         """Wait before the next try; raises the error when there is none."""
-        if not error.retryable or isinstance(error, (ModelRequestError, ModelAnswerError)):
+        final = isinstance(error, (ModelRequestError, ModelAnswerError)) or is_resting(error)
+        if final or not error.retryable:
             raise error
         most = self._settings.max_tries or MAX_TRIES
         if self._hurried:

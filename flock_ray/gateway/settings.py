@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from pydantic import SecretStr
 
 from flock_ray.core.model_limits import Rates
+from flock_ray.core.wire import BreakerSpec
 from flock_ray.engines.records import Capture
 from flock_ray.errors import ConfigurationError
 
 __all__ = [
     "CassetteMode",
     "GatewayPlan",
+    "ModelBreaker",
     "ModelLimits",
     "ModelSettings",
     "full_name",
@@ -26,6 +29,9 @@ __all__ = [
 ]
 
 CassetteMode = Literal["off", "record", "replay", "auto"]
+
+MAX_USUAL = 2
+"""Gateways of a cluster of which nobody said how many it may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,42 @@ class ModelLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelBreaker:
+    """When a model that keeps failing is left alone: then calls fail at once, or go on to a fallback.
+
+    Timeouts, failures of the provider and broken connections count; refusals (429) and refused requests do not.
+    """
+
+    failure_threshold: int = 5
+    """Failed tries in a row, of any calls, that open it."""
+    recovery_timeout: timedelta = timedelta(seconds=30)
+    """How long the model is not asked then."""
+    half_open_attempts: int = 1
+    """Tries that may find out after that whether it works again; all have to succeed."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigurationError: One makes no sense.
+        """
+        for name in ("failure_threshold", "half_open_attempts"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"ModelBreaker({name}={value!r}) must be a whole number from 1.")
+        wait: object = self.recovery_timeout
+        if not isinstance(wait, timedelta) or not timedelta(0) < wait <= timedelta(days=1):
+            raise ConfigurationError(
+                f"ModelBreaker(recovery_timeout={wait!r}) must be a timedelta above 0 and up to a day."
+            )
+
+    def spec(self) -> BreakerSpec:
+        """Return the same for the core."""
+        recovery_us = self.recovery_timeout // timedelta(microseconds=1)
+        return BreakerSpec(self.failure_threshold, recovery_us, self.half_open_attempts)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """How to reach models, in `Flock(models={"openai/gpt-4.1-mini": ..., "openai/*": ..., "*": ...})`.
 
@@ -80,6 +122,8 @@ class ModelSettings:
     input_usd_per_mtok: float | None = None
     """Price of a million input tokens in US dollars; None: litellm's table."""
     output_usd_per_mtok: float | None = None
+    breaker: ModelBreaker | None = None
+    """Leaves the model alone for a while when it keeps failing; None: every call tries."""
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """More parameters for litellm, such as `api_version` or `organization`; no part of what is asked."""
 
@@ -96,6 +140,8 @@ class ModelSettings:
         object.__setattr__(self, "fallbacks", tuple(self.fallbacks))
         if self.max_tries is not None and self.max_tries < 1:
             raise ConfigurationError("ModelSettings(max_tries=...) must be 1 or more.")
+        if self.breaker is not None and not isinstance(self.breaker, ModelBreaker):
+            raise ConfigurationError("ModelSettings(breaker=...) takes a ModelBreaker(...).")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +154,8 @@ class GatewayPlan:
     cassette_mode: CassetteMode = "off"
     capture: Capture = "none"
     redact: tuple[str, ...] = ()
-    max_gateways: int = 2
-    """Most gateway processes at the same time."""
+    max_gateways: int | None = None
+    """Most gateway processes at the same time; None: one for every two CPUs of the cluster, at most two."""
 
     def matching(self, model: str) -> list[tuple[str, ModelSettings]]:
         """Return the entries that fit a model, the most specific first."""
@@ -130,17 +176,31 @@ class GatewayPlan:
         return ModelSettings(
             api_key=first("api_key"), api_base=first("api_base"), fallbacks=first("fallbacks") or (),
             max_tries=first("max_tries"), input_usd_per_mtok=first("input_usd_per_mtok"),
-            output_usd_per_mtok=first("output_usd_per_mtok"), extra=extra,
+            output_usd_per_mtok=first("output_usd_per_mtok"), breaker=first("breaker"), extra=extra,
         )  # fmt: skip
 
     def limits(self, model: str) -> list[tuple[str, ModelLimits]]:
         """Return the names and values of all limits that hold for a model, the widest first."""
         return [(name, s.limits) for name, s in reversed(self.matching(model)) if s.limits is not None]
 
+    @property
+    def num_gateways(self) -> int:
+        """Most gateway processes at the same time; two as long as nobody knows the cluster."""
+        return self.max_gateways or MAX_USUAL
+
+    def fitted(self, cpus: int) -> GatewayPlan:
+        """Return the plan for a cluster of so many CPUs: a second gateway takes 200 MB, and a core to be worth it."""
+        if self.max_gateways is not None:
+            return self
+        return replace(self, max_gateways=min(MAX_USUAL, max(1, cpus // 2)))
+
     def home_key(self, model: str) -> str | None:
         """Return what decides which gateway all calls to a model must go to; None: any gateway will do."""
         limits = self.limits(model)
-        return limits[0][0] if limits else None
+        if limits:
+            return limits[0][0]
+        # One gateway has to see all failures of a model, and to let exactly so many calls try.
+        return full_name(model) if any(s.breaker is not None for _, s in self.matching(model)) else None
 
 
 def planned(
@@ -224,7 +284,7 @@ def gateway_plan(
         cassette_mode=cast(CassetteMode, mode),
         capture="full" if capture == "full" else "none",
         redact=tuple(redact),
-        max_gateways=2 if max_gateways is None else max_gateways,
+        max_gateways=max_gateways,
     )
 
 

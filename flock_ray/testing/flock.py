@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from flock_ray.actors.limits import ShardSettings
@@ -11,11 +12,14 @@ from flock_ray.board import Board
 from flock_ray.core.ids import owned_slots
 from flock_ray.engines.records import RecordingModel
 from flock_ray.engines.services import Services
+from flock_ray.errors import BoardClosedError
 from flock_ray.flock import Flock
+from flock_ray.gateway.budgets import LedgerLink
 from flock_ray.gateway.gateway import Gateway
 from flock_ray.mcp.hub import McpHub
 from flock_ray.opening import DEFAULT_BOARD, Opened
 from flock_ray.testing.local import FOREVER_S, LocalBoard, inline
+from flock_ray.testing.paying import PayingModel
 from flock_ray.testing.virtual_time import VirtualClock
 
 if TYPE_CHECKING:
@@ -49,6 +53,9 @@ class VirtualFlock(Flock):
         self._tool_servers = McpHub()
         self.local: LocalBoard | None = None
         """The board's parts, for tests that look inside; None before the first use."""
+        self.alerts: list[Any] = []
+        """(webhook, message) of alerts about dead letters: nothing is sent from here."""
+        self._alert_outbox = self.alerts
 
     @classmethod
     def of(cls, flock: Flock, **options: Any) -> VirtualFlock:
@@ -56,21 +63,35 @@ class VirtualFlock(Flock):
         given = {"embedder": flock.embedder, "context_provider": flock.context_provider}
         virtual = cls(flock.model, **{**given, **options})
         virtual._builders = dict(flock._builders)
+        virtual._budget_rules = flock._budget_rules + virtual._budget_rules
         virtual._components = flock._components
         virtual._mcp_servers = dict(flock._mcp_servers)
         return virtual
 
+    def _shard(self, index: int) -> Any:
+        if self.local is None:
+            raise BoardClosedError("This Flock has no board yet.")
+        return self.local.shard(index)
+
+    async def _num_shards(self) -> int:
+        return 0 if self.local is None else self.local.num_shards
+
     def _services(self, clock: VirtualClock) -> Services:
         """Return what the workers offer to engines."""
         model, plan = self.language_model, self._gateway_plan
+        monotonic = asyncio.get_running_loop().time
+        ledger = LedgerLink(self._shard, self._num_shards, monotonic=monotonic)
         if model is None and plan.cassette is not None:
-            model = Gateway(plan, monotonic=asyncio.get_running_loop().time)
+            model = Gateway(plan, ledger=ledger, monotonic=monotonic)
+        elif model is not None:
+            model = PayingModel(model, plan, ledger, monotonic=monotonic)
         recording = None
         if model is not None:
             recording = RecordingModel(model, now_us=clock.now_us, capture=plan.capture, redact=plan.redact)
         return Services(
-            model=recording, default_model=self.model, tool_servers=self._tool_servers, inline=True
-        )
+            model=recording, default_model=self.model, tool_servers=self._tool_servers, inline=True,
+            draw=Random(0).random,
+        )  # fmt: skip
 
     async def _open(self) -> Opened:
         settings = self._settings

@@ -8,12 +8,14 @@ from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
+from random import Random
 from typing import Any
 
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.router import Router
 from flock_ray.actors.shard import Shard
+from flock_ray.actors.threads import Setup
 from flock_ray.actors.worker import Worker
 from flock_ray.board import BoardLinks
 from flock_ray.core import wire
@@ -22,6 +24,7 @@ from flock_ray.core.ids import owned_slots
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.engines.services import Services
 from flock_ray.ports import Clock, PeerGoneError, ShardStore
+from flock_ray.testing.timeouts import LimitedRuns
 
 FOREVER_S = 1e8
 """Instead of heartbeats and renewals: nothing dies in silence here, and each would cost a step of virtual time."""
@@ -80,7 +83,7 @@ class LocalCodec:
 class _Lane:
     runner: Any
     limit: int
-    timeout_s: float | None
+    setup: Setup
     queue: deque[tuple[int, wire.Task]]
     running: int = 0
 
@@ -93,6 +96,14 @@ class _LocalLoad:
     user_loop_blocked_s: float = 0.0
 
 
+_Key = tuple[bytes, int]
+"""Activation and attempt: a shard that has come back hands out again what still runs here."""
+
+
+def _key_of(task: wire.Task) -> _Key:
+    return task.id, task.attempt
+
+
 class InlineExecutor:
     """Runs user code on the one loop there is: sync functions at once, async ones as tasks."""
 
@@ -100,16 +111,32 @@ class InlineExecutor:
         """Report completions to `on_done`."""
         self._on_done = on_done
         self._lanes: dict[str, _Lane] = {}
-        self._tasks: dict[bytes, asyncio.Task[None]] = {}
-        self._open: set[bytes] = set()
+        self._tasks: dict[_Key, asyncio.Task[None]] = {}
+        self._open: dict[_Key, None] = {}
+        """What will still be reported, in order of arrival."""
+        self._limited = LimitedRuns()
 
-    def set_agent(self, name: str, runner: Any, *, max_concurrency: int, timeout_s: float | None) -> None:
+    def set_agent(
+        self,
+        name: str,
+        runner: Any,
+        *,
+        max_concurrency: int,
+        timeout_s: float | None,
+        idle_timeout_s: float | None = None,
+    ) -> None:
         """Add or replace an agent."""
+        setup = Setup(runner, timeout_s, idle_timeout_s)
         lane = self._lanes.get(name)
         if lane is None:
-            self._lanes[name] = _Lane(runner, max_concurrency, timeout_s, deque())
+            self._lanes[name] = _Lane(runner, max_concurrency, setup, deque())
         else:
-            lane.runner, lane.limit, lane.timeout_s = runner, max_concurrency, timeout_s
+            lane.runner, lane.limit, lane.setup = runner, max_concurrency, setup
+
+    def heartbeat(self, task: wire.Task) -> bool:
+        """Take a sign of life of a run; False: nobody waits for its result."""
+        self._limited.heartbeat(task)
+        return _key_of(task) in self._open
 
     def remove_agent(self, name: str) -> None:
         """Take no more activations of an agent."""
@@ -118,24 +145,26 @@ class InlineExecutor:
     def submit(self, shard: int, tasks: list[wire.Task]) -> None:
         """Queue activations."""
         for task in tasks:
+            if _key_of(task) in self._open:
+                continue
             lane = self._lanes.get(task.agent)
             if lane is None:
                 error = wire.ErrorInfo("UnknownAgentError", task.agent, retryable=True)
                 self._on_done([(shard, wire.Completion(task.id, task.attempt, task.slot, error=error))])
                 continue
-            self._open.add(task.id)
+            self._open[_key_of(task)] = None
             lane.queue.append((shard, task))
             self._start(lane)
 
     def _start(self, lane: _Lane) -> None:
         while lane.queue and lane.running < lane.limit:
             shard, task = lane.queue.popleft()
-            if task.id in self._open:
+            if (key := _key_of(task)) in self._open:
                 lane.running += 1
-                run = self._tasks[task.id] = asyncio.ensure_future(self._run(lane, shard, task))
-                run.add_done_callback(partial(self._ended, lane, task.id))
+                run = self._tasks[key] = asyncio.ensure_future(self._run(lane, shard, task))
+                run.add_done_callback(partial(self._ended, lane, key))
 
-    def _ended(self, lane: _Lane, key: bytes, run: asyncio.Task[None]) -> None:
+    def _ended(self, lane: _Lane, key: _Key, run: asyncio.Task[None]) -> None:
         # Not in `_run`: a task that is cancelled before its first step never runs.
         lane.running -= 1
         if self._tasks.get(key) is run:
@@ -148,23 +177,20 @@ class InlineExecutor:
         await asyncio.sleep(0)
         runner = lane.runner
         if runner.is_async:
-            try:
-                completion = await asyncio.wait_for(runner.run_async(task), lane.timeout_s)
-            except TimeoutError:
-                message = f"did not finish within {lane.timeout_s:g} s; raise .timeout(...) or make it faster"
-                completion = runner.failure(task, "AgentTimeoutError", message)
+            completion = await self._limited.within(task, runner.run_async(task), lane.setup)
         else:
             completion = runner.run_sync(task)
-        if task.id in self._open:
-            self._open.discard(task.id)
+        if _key_of(task) in self._open:
+            del self._open[_key_of(task)]
             self._on_done([(shard, completion)])
 
     def cancel(self, ids: Collection[bytes]) -> None:
-        """Give up activations."""
-        for key in ids:
-            self._open.discard(key)
-            task = self._tasks.get(key)
-            if task is not None:
+        """Give up activations, all attempts of each."""
+        wanted = set(ids)
+        for key in [key for key in self._open if key[0] in wanted]:
+            del self._open[key]
+        for key, task in list(self._tasks.items()):
+            if key[0] in wanted:
                 task.cancel()
 
     def give_back(self) -> list[tuple[int, wire.Task]]:
@@ -173,7 +199,7 @@ class InlineExecutor:
 
     def open_ids(self) -> set[bytes]:
         """Return what is queued or running."""
-        return set(self._open)
+        return {activation for activation, _ in self._open}
 
     def load(self) -> _LocalLoad:
         """Measure how busy it is."""
@@ -239,7 +265,7 @@ class LocalBoard:
             heartbeat_deadline_s=FOREVER_S, max_shared_workers=max_workers,
         )  # fmt: skip
         self._store = store or (lambda _: None)
-        self.services = services or Services()
+        self.services = services or Services(draw=Random(0).random)
         self.workers: dict[str, Worker] = {}
         self._attached: dict[str, asyncio.Task[Any]] = {}
         self.shards: list[Shard | None] = [self._make_shard(i) for i in range(num_shards)]

@@ -135,7 +135,7 @@ def make_targets() -> set[str]:
 
 
 def flock_commands() -> set[str]:
-    sources = [(REPOSITORY / "flock_ray" / name).read_text() for name in ("cli.py", "cli_stored.py")]
+    sources = [(REPOSITORY / "flock_ray" / name).read_text() for name in ("cli.py", "commands/stored.py")]
     return set(re.findall(r"add_parser\(\"(\w+)\"", "".join(sources)))
 
 

@@ -20,12 +20,36 @@ AT_ONCE = 3
 PRINTS = {
     "batch": ["25 readings, mean 22.0", "10 readings, mean 22.0"],
     "best_of": [r"[equation]{8} \d"],
+    "budget": [
+        r"9 slogans by openai/dear, .*",
+        r"tenant:acme: spent \$0.00\d+ of \$0.002",
+        "after a raise: openai/dear",
+    ],
+    "circuit_breaker": [
+        r"breaker\.opened after 3 failures in a row",
+        "waiting: 7",
+        r"breaker\.closed all attempts succeeded",
+        "charged: 7",
+        "biller: open, since .*, until it is closed by hand, 1 wait",
+        "charged: 8",
+    ],
     "conditions": ["arguments: 2", "arguments: 4", r"verdict: True .*'Verdict': 1.*"],
     "custom_engine": ["😀 😐 😢"],
+    "dead_letters": [
+        r"booked: \[0, 1, 3\]",
+        "accountant failed 2 times: no rate for 'EURO'",
+        r"booked: \[0, 1, 2, 3\]",
+        "history: edited by ann, redriven by ann",
+    ],
     "gates": [r"Bob: .*XRay.*", "Ada: pneumonia", "3 log lines"],
     "hello": [r"Bonjour, Ada!", r"Bonjour, Grace!"],
     "join": [r"shipped: \[1, 3\]"],
     "own_pool": [r"9592 primes below 100000, counted by [12] process\(es\)"],
+    "retry": ["label: Main Street 1, at attempt 3", "failed: no such address"],
+    "schedule": [
+        "published: report 0, report 1, report 2, report 3",
+        "reporter: 3 fires by itself, over: True",
+    ],
     "ticket_triage": [
         r"billing: I was charged twice, .*",
         r"tech: The app shows an error .*",

@@ -260,7 +260,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "with_utilities": (lambda b: b.with_utilities(), "at least one"),
     "with_mcps": (lambda b: b.with_mcps("files"), "takes names of servers"),
     "with_context": (lambda b: b.with_context(None), "takes a context provider"),
-    "schedule": (lambda b: b.schedule(every=timedelta(hours=1)), "not in this release"),
+    "schedule": (lambda b: b.schedule(every=timedelta(hours=1), cron="0 9 * * *"), "exactly one"),
 }
 
 

@@ -131,3 +131,12 @@ def test_a_500_that_speaks_of_tokens_is_tried_again_and_a_refused_key_is_never_s
 
     assert broken.retryable
     assert not refused.retryable and "0123456789abcdef" not in str(refused)
+
+
+def test_when_a_resting_model_may_be_asked_again_crosses_the_process() -> None:
+    resting: Any = ModelError("it rests")
+    resting.retry_after_s = 30.0
+
+    crossed: Any = error_of(failure_of(resting))
+
+    assert crossed.retry_after_s == 30.0

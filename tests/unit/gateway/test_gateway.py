@@ -13,6 +13,7 @@ import pytest
 
 from flock_ray.errors import ModelError, ModelRequestError, ModelTimeoutError, RateLimitError
 from flock_ray.gateway.gateway import Gateway
+from flock_ray.gateway.limits import Limits, Turn
 from flock_ray.gateway.settings import GatewayPlan, ModelLimits, ModelSettings
 from flock_ray.model import ModelReply, Timeouts
 from flock_ray.testing import run_virtual
@@ -230,5 +231,36 @@ def test_a_cached_answer_is_told_to_who_listens() -> None:
         await gateway.complete(request(cache_ttl_s=60.0))
         reply: ModelReply = await gateway.complete(request(cache_ttl_s=60.0), heard.append)
         assert heard == [reply.text]
+
+    virtual(test())
+
+
+def test_a_call_that_is_given_up_as_its_turn_comes_gives_the_turn_back() -> None:
+    """The cancellation and the turn arrive in the same step of the loop, in both orders."""
+
+    async def test() -> None:
+        limits = Limits(monotonic=asyncio.get_running_loop().time)
+        one_at_a_time = [("m", ModelLimits(concurrency=1))]
+
+        def turn() -> asyncio.Task[Turn]:
+            return asyncio.ensure_future(
+                limits.turn("m", one_at_a_time, tenant="", agent="", tokens=1, patience_s=None)
+            )
+
+        for turn_first in (True, False):
+            running = await turn()
+            waiting, behind = turn(), turn()
+            await asyncio.sleep(1)
+            if turn_first:
+                running.end(1)
+                waiting.cancel()
+            else:
+                waiting.cancel()
+                running.end(1)
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            (await asyncio.wait_for(behind, 1)).end(1)
+            assert not limits.waiting()
+            assert all(not gate.limiter.in_flight and not gate._waiting for gate in limits._gates.values())
 
     virtual(test())

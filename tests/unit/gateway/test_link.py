@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+import msgspec
 import pytest
 
 from flock_ray.actors.gateway import SILENT_S, GatewayHost
 from flock_ray.actors.model_link import MAX_LOST, ModelLink
+from flock_ray.actors.model_messages import Ask, AskBatch, encode
 from flock_ray.core.gateway_scaling import CALLS_PER_GATEWAY, home_of, pick
 from flock_ray.errors import ConfigurationError, ModelError, RateLimitError
 from flock_ray.gateway.gateway import Gateway
@@ -29,6 +31,8 @@ class Processes:
         self.hosts: dict[int, GatewayHost] = {}
         self.dead: dict[int, asyncio.Event] = {}
         self.submits: list[int] = []
+        """Sizes of the batches of asks."""
+        self.collects = 0
         self.started = 0
 
     async def connect(self, index: int) -> _Link:
@@ -64,8 +68,11 @@ class _Link:
         self.processes.submits.append(len(blob))
         return int(await self._call(self.host.submit(blob)))
 
-    async def collect(self, client: str, session: str, wait_s: float) -> bytes:
-        return bytes(await self._call(self.host.collect(client, session, wait_s)))
+    async def collect(self, client: str, session: str, wait_s: float, blob: bytes = b"") -> bytes:
+        self.processes.collects += 1
+        if blob:
+            self.processes.submits.append(len(blob))
+        return bytes(await self._call(self.host.collect(client, session, wait_s, blob)))
 
 
 def linked(processes: Processes) -> ModelLink:
@@ -83,6 +90,41 @@ def test_a_thousand_calls_travel_in_a_few_messages() -> None:
         assert len(processes.submits) <= 3
         assert processes.provider.most_running == 1000
         assert not any(line.calls for line in link._lines.values())
+
+    run_virtual(test())
+
+
+def test_a_lone_call_is_one_message() -> None:
+    async def test() -> None:
+        processes = Processes(FakeProvider(delay_s=2.0))
+        link = linked(processes)
+        for number in range(1, 4):
+            await link.complete(request())
+            assert (processes.collects, len(processes.submits)) == (number, number)
+
+    run_virtual(test())
+
+
+def test_what_is_asked_while_a_gateway_starts_goes_along() -> None:
+    async def test() -> None:
+        processes = Processes(FakeProvider())
+        connect, started = processes.connect, asyncio.Event()
+
+        async def slowly(index: int) -> _Link:
+            await started.wait()
+            return await connect(index)
+
+        link = ModelLink("w1", processes.plan, slowly, monotonic=asyncio.get_running_loop().time)
+        link.begin()
+        calls = [asyncio.ensure_future(link.complete(request("1")))]
+        await asyncio.sleep(1)
+        calls += [asyncio.ensure_future(link.complete(request("2"))) for _ in range(3)]
+        calls[1].cancel()
+        await asyncio.sleep(1)
+        started.set()
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        assert [isinstance(reply, ModelReply) for reply in replies] == [True, False, True, True]
+        assert (processes.started, len(processes.submits)) == (1, 1)
 
     run_virtual(test())
 
@@ -224,3 +266,48 @@ def test_a_limit_lives_in_one_gateway_and_other_calls_fill_them_in_turn() -> Non
     assert pick([CALLS_PER_GATEWAY, 3], 4) == 1
     assert pick([CALLS_PER_GATEWAY] * 2, 4) == 2
     assert pick([CALLS_PER_GATEWAY + 9, CALLS_PER_GATEWAY + 1], 2) == 1
+
+
+def test_how_many_gateways_there_may_be_hangs_on_the_cluster() -> None:
+    sizes = {cpus: GatewayPlan().fitted(cpus).num_gateways for cpus in (1, 2, 3, 4, 8, 64)}
+    assert sizes == {1: 1, 2: 1, 3: 1, 4: 2, 8: 2, 64: 2}
+    assert GatewayPlan(max_gateways=5).fitted(2).num_gateways == 5
+    assert GatewayPlan().num_gateways == 2
+
+
+def test_a_call_that_is_given_up_before_its_first_step_leaves_nothing_at_the_gateway() -> None:
+    async def test() -> None:
+        provider = FakeProvider(delay_s=1000.0)
+        time = asyncio.get_running_loop().time
+        host = GatewayHost(lambda: Gateway(GatewayPlan(), provider=provider, monotonic=time), monotonic=time)
+        asked = encode(AskBatch("w1", "s1", [Ask(n, encode(request()), False, False) for n in (1, 2)]))
+        given_up = encode(AskBatch("w1", "s1", [], [1, 2]))
+        first, second = host.submit(asked), host.submit(given_up)
+        await first
+        await second  # no step of the loop between them: neither call has begun
+        await asyncio.sleep(1)
+        assert host.open_calls == 0 and not provider.starts
+        assert not host._sessions["w1"].tasks
+
+    run_virtual(test())
+
+
+def test_a_call_that_was_answered_while_it_waited_to_be_asked_again_is_not_paid_twice() -> None:
+    async def main() -> None:
+        link = linked(Processes(FakeProvider()))
+        calls = [asyncio.ensure_future(link.complete(request(f"{n}"))) for n in range(2)]
+        while not link._lines or len(next(iter(link._lines.values())).calls) < 2:  # noqa: ASYNC110  # nothing tells
+            await asyncio.sleep(0)
+        [line] = link._lines.values()
+        answered, waiting = line.calls.values()
+        line.asks.clear()
+        line.asks.extend([answered, waiting])
+        del line.calls[answered.id]
+
+        batch = msgspec.msgpack.decode(link._batch(line), type=AskBatch)
+
+        assert [one.id for one in batch.asks] == [waiting.id]
+        for call in calls:
+            call.cancel()
+
+    run_virtual(main())

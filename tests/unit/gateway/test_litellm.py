@@ -12,6 +12,7 @@ import pytest
 
 from flock_ray.errors import (
     ContextTooLongError,
+    ModelAnswerError,
     ModelError,
     ModelRefusedError,
     ModelRequestError,
@@ -250,3 +251,99 @@ async def test_a_schema_and_sampling_parameters_reach_the_provider(server: LLMSe
     assert reply.text.startswith("{")
     assert (body["temperature"], body["seed"], body["stop"]) == (0.2, 7, ["END"])
     assert body["response_format"]["json_schema"]["schema"]["required"] == ["n"]
+
+
+async def test_litellm_keeps_no_books_of_our_calls(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its logs and prices are a third of a call's CPU; whether they are left out hangs on litellm's insides."""
+    from litellm.litellm_core_utils.litellm_logging import Logging
+
+    from flock_ray.gateway import litellm_calls
+
+    booked: list[str] = []
+    for name in ("success_handler", "failure_handler", "pre_call", "post_call", "response_cost_calculator"):
+        monkeypatch.setattr(Logging, name, lambda *_, name=name, **__: booked.append(name))
+
+    async def later(*_: Any, **__: Any) -> None:
+        booked.append("async_success_handler")
+
+    monkeypatch.setattr(Logging, "async_success_handler", later)
+    server.script("one", "two", answers.server_error(500), "three")
+    ours = gateway(server)
+
+    for on_text in (None, lambda text: None, None):
+        reply = await ours.complete(request(), on_text)
+        assert reply.usage.cost_usd is not None
+    await asyncio.sleep(0.05)  # what litellm does behind the answer
+
+    assert litellm_calls._keeper is not False
+    assert booked == []
+
+
+async def test_a_litellm_that_has_no_place_for_it_is_called_as_it_is(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from flock_ray.gateway import litellm_calls
+    from flock_ray.gateway.litellm import litellm_module
+
+    monkeypatch.setattr(litellm_calls, "_keeper", None)
+    monkeypatch.delattr(litellm_module().utils, "function_setup")
+    parameters = {"model": MODEL, "messages": []}
+
+    assert litellm_calls.without_books(litellm_module(), parameters) is parameters
+    assert "keeps books" in caplog.text
+    assert litellm_calls.without_books(litellm_module(), parameters) is parameters
+
+
+@pytest.mark.parametrize("model", [MODEL, "openrouter/openai/gpt-4.1-mini"])
+async def test_errors_are_the_same_whichever_way_litellm_is_called(server: LLMServer, model: str) -> None:
+    """Calls to OpenAI's API skip the thread in which litellm prepares them."""
+    server.script(answers.rate_limited(7.0))
+    with pytest.raises(RateLimitError) as refused:
+        await gateway(server, max_tries=1).complete(request(model=model))
+    assert refused.value.retry_after_s == pytest.approx(7.0, abs=0.5)
+
+    server.script(answers.text("fine"))
+    assert (await gateway(server).complete(request(model=model))).text == "fine"
+
+
+async def test_warming_up_imports_what_a_call_needs_and_reaches_nobody(server: LLMServer) -> None:
+    import sys
+
+    ours = gateway(server)
+    await ours.warm_up()
+    assert server.num_requests == 0
+    known = set(sys.modules)
+    await ours.complete(request())
+    assert {name for name in set(sys.modules) - known if name.startswith(("openai", "litellm"))} == set()
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_an_answer_that_is_too_long_is_given_up_and_not_asked_for_again(
+    server: LLMServer, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    monkeypatch.setattr("flock_ray.gateway.litellm.MAX_ANSWER_CHARS", 10)
+    server.script("a long, long answer", "short")
+
+    with pytest.raises(ModelAnswerError, match="longer than 10 characters") as caught:
+        await gateway(server).complete(request(), (lambda _: None) if streams else None)
+
+    assert not caught.value.retryable
+    assert server.num_requests == 1
+
+
+@pytest.mark.parametrize("bypassed", [False, True])
+async def test_warming_up_does_not_go_to_a_proxy(monkeypatch: pytest.MonkeyPatch, bypassed: bool) -> None:
+    from flock_ray.gateway import litellm_calls
+
+    made: list[Any] = []
+
+    async def completed(litellm: Any, parameters: dict[str, Any]) -> None:
+        made.append(parameters["api_base"])
+
+    monkeypatch.setattr(litellm_calls, "completed", completed)
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "127.0.0.1" if bypassed else "")
+    await litellm_calls.rehearse(None)
+    assert len(made) == bypassed

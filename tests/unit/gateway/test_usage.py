@@ -166,6 +166,13 @@ def test_records_of_a_run_are_bounded_and_nothing_is_lost_in_the_sum() -> None:
     assert merged(calls)[0].cost_usd == MAX_CALLS * 1.5
 
 
+def test_calls_without_a_price_are_added_up_apart() -> None:
+    priced = [ModelCall("m", cost_usd=0.5), ModelCall("m", cost_usd=0.25)]
+    unpriced = [ModelCall("m"), ModelCall("m")]
+    sums = merged([priced[0], unpriced[0], priced[1], unpriced[1]])
+    assert [(one.count, one.cost_usd) for one in sums] == [(2, 0.75), (2, None)]
+
+
 def test_captured_text_of_a_run_is_bounded() -> None:
     records = RunRecords()
     for _ in range(100):

@@ -299,8 +299,9 @@ def test_runs_do_not_wait_for_a_shard_that_is_slow_to_take_texts() -> None:
             await flock.start()
             assert flock.local is not None and flock.local.shards[0] is not None
 
-            async def hangs(blob: bytes) -> None:
+            async def hangs(blob: bytes) -> bool:
                 await asyncio.sleep(1e6)
+                return True
 
             flock.local.shards[0].take_texts = hangs  # type: ignore[method-assign]
             started = asyncio.get_running_loop().time()

@@ -13,7 +13,9 @@ from pydantic import BaseModel, Field
 
 from flock_ray import Context, WorkflowError, flock_tool, flock_type
 from flock_ray.engines.llm import LiteLLMEngine
-from flock_ray.engines.llm.toolbox import INLINE_RESULT_CHARS, MAX_THREADS, Toolbox, in_thread
+from flock_ray.engines.llm.toolbox import INLINE_RESULT_CHARS, MAX_THREADS, Toolbox, in_thread, inline
+from flock_ray.engines.outputs import MAX_NOTE_CHARS
+from flock_ray.engines.records import RecordingModel
 from flock_ray.engines.tools import FunctionTool, Tool
 from flock_ray.errors import ConfigurationError
 from flock_ray.model import ModelRequest, ToolCall
@@ -411,3 +413,44 @@ async def test_sync_tools_that_hang_take_no_thread_from_others_until_there_are_f
     await asyncio.gather(*hanging)
 
     assert await in_thread(lambda: 1) == 1
+
+
+def noted(
+    captured: Callable[[str], str | None] | None, *calls: ToolCall, answers: str = ""
+) -> list[dict[str, Any]]:
+    notes: list[dict[str, Any]] = []
+
+    def tell(password: str = "") -> str:
+        """Tell."""
+        return answers
+
+    def note(kind: str, detail: str) -> None:
+        assert kind == "tool.called" and len(detail) <= MAX_NOTE_CHARS
+        notes.append(json.loads(detail))
+
+    tool = FunctionTool(tell).bind(None, inline, None)  # type: ignore[arg-type]  # it asks nothing of its run
+    run_virtual(Toolbox([tool], note=note, captured=captured).answer(calls))
+    return notes
+
+
+def test_what_tools_get_and_give_is_kept_only_when_texts_are() -> None:
+    def model(capture: Any) -> RecordingModel:
+        return RecordingModel(ScriptedModel(), now_us=lambda: 0, capture=capture, redact=[r"\d{4}"])
+
+    told = call("tell", password="hunter2hunter2")
+    for captured in (None, model("none").captured):
+        (plain,) = noted(captured, told, answers="pin 1234")
+        assert set(plain) == {"tool", "ms", "ok"}
+
+    (full,) = noted(model("full").captured, told, answers="pin 1234")
+    assert full["result"] == "pin [redacted]"
+    assert "hunter2" not in full["arguments"] and json.loads(full["arguments"]) == {"password": "[redacted]"}
+
+    (unknown,) = noted(model("full").captured, call("nobody", password="hunter2hunter2"))
+    assert not unknown["ok"] and "hunter2" not in json.dumps(unknown)
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, '"' * 5000, "\x00\ud800" * 3000, "ä" * 5000])
+def test_what_is_kept_of_a_tool_call_leaves_its_event_readable(text: str) -> None:
+    (event,) = noted(lambda shown: shown, call("tell", password=text), answers=text)
+    assert event["result"].endswith("… [cut]") and event["arguments"].endswith("… [cut]")

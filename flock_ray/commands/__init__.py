@@ -1,0 +1,1 @@
+"""The commands of `flock`, by what they are about."""

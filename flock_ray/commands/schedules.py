@@ -1,0 +1,88 @@
+"""`flock schedules`: the schedules of a board that runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from flock_ray.commands.breakers import _who
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from flock_ray.board import Board
+    from flock_ray.schedules import Schedules, ScheduleView
+
+    Work = Callable[[Schedules, argparse.Namespace], Awaitable[None]]
+
+_ORDERS = {
+    "pause": "fire a schedule no more until it is resumed",
+    "resume": "let a schedule fire again",
+    "trigger": "fire a schedule now, on top of what it does by itself",
+    "remove": "forget a schedule; a program that declares it brings it back",
+}
+
+
+def add_commands(schedules: argparse.ArgumentParser) -> None:
+    """Add the commands to the parser of `flock schedules`."""
+    verbs = schedules.add_subparsers(metavar="COMMAND", required=True)
+    _verb(verbs, "list", "list the schedules, those that are over included", _list)
+    for name, text in _ORDERS.items():
+        parser = _verb(verbs, name, text, _order)
+        parser.add_argument("schedule", metavar="SCHEDULE", help="its name")
+        parser.add_argument("--by", metavar="WHO", help="for events and audit log; default: the user's name")
+        parser.set_defaults(order=name)
+
+
+def _verb(verbs: Any, name: str, text: str, work: Work) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
+    parser.add_argument("board", metavar="BOARD", help="namespace of a board on a running Ray")
+    parser.set_defaults(command=lambda options: asyncio.run(_run(work, options)))
+    return parser
+
+
+async def _run(work: Work, options: argparse.Namespace) -> int:
+    from flock_ray.commands.letters import joined_board
+    from flock_ray.schedules import Schedules
+
+    async with joined_board(options.board) as board:
+
+        async def ready() -> Board:
+            return board
+
+        await work(Schedules(ready, lambda name: None), options)
+    return 0
+
+
+async def _list(schedules: Schedules, _: argparse.Namespace) -> None:
+    found = await schedules.list()
+    for view in found:
+        print(_line(view))
+    print(f"{len(found)} schedules")
+
+
+async def _order(schedules: Schedules, options: argparse.Namespace) -> None:
+    name, by = options.schedule, _who(options)
+    orders = {"pause": schedules.pause, "resume": schedules.resume, "trigger": schedules.trigger}
+    if options.order == "remove":
+        await schedules.remove(name, by=by)
+        print(f"{name}: removed")
+        return
+    await orders[options.order](name, by=by)
+    print(_line(await schedules.get(name)))
+
+
+def _line(view: ScheduleView) -> str:
+    what = " ".join(f"{key}={value}" for key, value in view.spec.items())
+    state = "over" if view.next_fire is None else f"next {_time(view.next_fire)}"
+    if view.paused:
+        state = f"paused by {view.paused_by or 'somebody'}"
+    if not view.listens:
+        state += ", its agent is not there"
+    return f"{view.name}: {what}, agent {view.agent}, {view.iteration} fires, {view.missed} missed, {state}"
+
+
+def _time(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
