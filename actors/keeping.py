@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from flock_ray.core import wire
@@ -241,9 +242,9 @@ class Keeper:
         if work is not None:
             spawn(self._save(work, wake))
 
-    async def _save(self, work: Coroutine[Any, Any, None], wake: Callable[[], None]) -> None:
+    async def _save(self, work: Callable[[], Coroutine[Any, Any, None]], wake: Callable[[], None]) -> None:
         try:
-            await work
+            await work()
         except StaleEpochError as error:
             self.fail(error)  # the next append says so too
         except StoreError as error:
@@ -327,8 +328,8 @@ class Rotation:
         self._began, self._todo, self._saving = None, [], False
         self._bytes = 0
 
-    def step(self, lsn: int) -> Coroutine[Any, Any, None] | None:
-        """Take the next snapshots; returns the work of saving them, or None when nothing is due."""
+    def step(self, lsn: int) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """Take the next snapshots; returns what saves them, or None when nothing is due."""
         if self._saving:
             return None
         if self._began is None:
@@ -338,12 +339,12 @@ class Rotation:
             self._todo = sorted(self._dirty - {SHARD})
             self._dirty, self._bytes, self._size, self._grown = set(), 0, 0, 0
         if self._todo:
-            work = self._save(self._take(lsn))
+            work = partial(self._save, self._take(lsn))
         else:
             began, data = self._began
             self._began = None
             self._limit = max(self._min_bytes, self._size)
-            work = self._finish(began, data)
+            work = partial(self._finish, began, data)
         self._saving = True
         return work
 

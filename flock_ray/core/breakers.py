@@ -99,6 +99,8 @@ class Breaker(msgspec.Struct, array_like=True):
         changed = self.state != wanted or bool(open_ and self.until_us)
         if changed:
             self._become(wanted, now_us)
+        elif not open_:  # who closes it by hand forgives what it has counted
+            self.failures, self.outcomes = 0, []
         return changed
 
     def _probed(self, spec: BreakerSpec, now_us: int, failed: bool | None) -> bool:

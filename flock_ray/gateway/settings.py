@@ -120,7 +120,7 @@ class ModelSettings:
     max_tries: int | None = None
     """Most tries of one call on this model when the provider fails; None: 4."""
     input_usd_per_mtok: float | None = None
-    """Price of a million input tokens in US dollars; None: litellm's table."""
+    """Price of a million input tokens in US dollars; None: litellm's table, also when the other price is given."""
     output_usd_per_mtok: float | None = None
     breaker: ModelBreaker | None = None
     """Leaves the model alone for a while when it keeps failing; None: every call tries."""

@@ -66,7 +66,7 @@ def test_a_rotation_takes_larger_steps_the_faster_the_journal_grows() -> None:
             rotation.note(grown, set())
             work = rotation.step(0)
             assert work is not None
-            await work
+            await work()
             taken.append(len((await store.peek()).snapshots))
         return taken
 

@@ -111,6 +111,15 @@ def test_attempts_that_began_before_it_opened_say_nothing_while_it_is_not_closed
     assert breaker.state == "half_open"
 
 
+def test_closing_it_by_hand_forgives_the_failures_so_far_also_when_it_is_closed() -> None:
+    breaker, spec = Breaker(), BreakerSpec(2)
+    breaker.ended(spec, 1, probe=0, failed=True)
+
+    assert not breaker.force(False, 2)
+    assert not breaker.ended(spec, 3, probe=0, failed=True)
+    assert breaker.ended(spec, 4, probe=0, failed=True)
+
+
 def test_opened_by_hand_it_stays_open_until_it_is_closed_by_hand() -> None:
     breaker = Breaker()
 
