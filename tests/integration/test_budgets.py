@@ -37,7 +37,10 @@ async def server() -> AsyncIterator[LLMServer]:
 
 def asker(new_flock: Callable[..., Flock], server: LLMServer, tmp_path: Path, **options: Any) -> Flock:
     known = ModelSettings(
-        api_key=server.key, api_base=server.url, input_usd_per_mtok=0.0, output_usd_per_mtok=OUTPUT_USD_PER_MTOK
+        api_key=server.key,
+        api_base=server.url,
+        input_usd_per_mtok=0.0,
+        output_usd_per_mtok=OUTPUT_USD_PER_MTOK,
     )
     flock = new_flock(
         model=MODEL, models={"openai/*": known}, shards=2, persistence=SQLitePersistence(tmp_path),
