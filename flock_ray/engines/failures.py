@@ -160,7 +160,7 @@ def _asked(error: BaseException) -> Iterator[float]:
     if isinstance(headers, Mapping):
         try:
             text = headers.get("retry-after") or headers.get("Retry-After")
-        except Exception:
+        except Exception:  # a mapping of somebody else: it says nothing then
             return
         if isinstance(text, str) and text.strip().isdecimal():
             yield from _seconds(int(text[:12]))
@@ -169,7 +169,7 @@ def _asked(error: BaseException) -> Iterator[float]:
 def _attribute(owner: object, name: str) -> object:
     try:
         return getattr(owner, name, None)
-    except Exception:
+    except Exception:  # a property may raise anything
         return None
 
 
