@@ -14,9 +14,10 @@ from typing import Any
 
 from flock_ray.actors.keeping import Keeper
 from flock_ray.actors.ledgers import ShardLedgers
-from flock_ray.actors.letters import ShardLetters, postings_of, workflows_of
+from flock_ray.actors.letters import ShardLetters
 from flock_ray.actors.limiting import ShardLimits
 from flock_ray.actors.limits import ShardSettings
+from flock_ray.actors.lookups import ShardLookups
 from flock_ray.actors.outbound import ShardOutbound
 from flock_ray.actors.pausing import ShardPausing
 from flock_ray.actors.readers import ShardReaders
@@ -48,7 +49,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 
 class Shard(
     ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing, ShardSchedules,
-    ShardLimits,
+    ShardLimits, ShardLookups,
 ):  # fmt: skip
     """One shard of a board."""
 
@@ -342,48 +343,6 @@ class Shard(
         if self._inbox:
             self._wake.set()
         return box
-
-    async def _look_up(self, keeper: Keeper, box: list[Any], now_us: int) -> None:
-        """Have at hand what the batch refers to and memory no longer has."""
-        postings: list[wire.Posting] = []
-        made: list[wire.Posting] = []
-        workflows: set[str] = set()
-        for kind, subject, _, _ in box:
-            if kind == "publish":
-                postings += subject.postings
-            elif kind == "forward":
-                made += [f.posting for f in subject.forwards if f.kind == "publish" and f.posting]
-                workflows |= self._reopened(subject.forwards)
-            elif kind == "complete":
-                made += [posting for completion in subject.completions for posting in completion.outputs]
-                workflows |= self._charged(subject.completions)
-            elif kind == "cancel":
-                workflows.add(subject)
-            elif kind == "letters":
-                postings += postings_of(subject)
-                workflows |= workflows_of(self.core, subject)
-        if postings or made or workflows:
-            await keeper.look_up(postings, made, workflows, now_us)
-
-    def _reopened(self, forwards: list[wire.Forward]) -> set[str]:
-        """Return the workflows of which something runs again, and whose record is not in memory."""
-        slots = self.core.slots
-        return {
-            f.workflow
-            for f in forwards
-            if f.kind == "settle" and f.delta[0] > 0
-            and f.target in slots and f.workflow not in slots[f.target].workflows
-        }  # fmt: skip
-
-    def _charged(self, completions: list[wire.Completion]) -> set[str]:
-        """Return the workflows whose use of models grows and whose record is not in memory."""
-        found: set[str] = set()
-        for completion in completions:
-            slot = self.core.slots.get(completion.slot) if completion.calls else None
-            run = None if slot is None else slot.open.get(completion.id)
-            if slot is not None and run is not None and run.correlation_id not in slot.workflows:
-                found.add(run.correlation_id)
-        return found
 
     def _answer(self, kind: str, subject: Any, now_us: int) -> Any:
         """Apply a command; one that can't even be read must not stop the others."""
