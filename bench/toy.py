@@ -2,8 +2,9 @@
 
 Shard, worker, batched hops (architecture section 5): the driver publishes batches to a shard, the shard
 sends whatever queued for an agent to its worker in one call, and the results come back as that call's
-return value and queue for the next agent. No ids, no matching, no journal, no validation, no failures:
-anything a blackboard adds is on top of this.
+return value and queue for the next agent. With `push` they come as a call of their own, a message more per
+hop: so the architecture has it, as nobody waits there for work that was handed out. No ids, no matching, no
+journal, no validation, no failures: anything a blackboard adds is on top of this.
 
 What the driver's batch size is decides most of the rate, so ours is compared at the same sizes.
 """
@@ -44,8 +45,8 @@ NUM_WORKERS = 1
 faster either: payloads as dicts, or lists of bytes that Ray pickles instead of one msgpack blob."""
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[bytes]).decode
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
 def init_ray() -> None:
@@ -60,34 +61,41 @@ def step(payload: bytes) -> bytes:
     return payload[1:] + payload[:1]
 
 
+def relax_collector() -> None:
+    """Collect garbage seldom, as our shards and workers do."""
+    gc.set_threshold(200_000, 50, 1000)
+
+
 class ToyWorker:
     """Runs a batch of one agent and returns the outputs."""
 
     def __init__(self) -> None:
-        gc.set_threshold(200_000, 50, 1000)
+        relax_collector()
 
     async def run(self, batch: bytes) -> bytes:
-        return _encode([step(payload) for payload in _decode(batch)])
+        return encode([step(payload) for payload in decode(batch)])
 
 
 class ToyShard:
     """Holds one queue per agent and forwards what has queued, a batch per call."""
 
     def __init__(self) -> None:
-        gc.set_threshold(200_000, 50, 1000)
+        relax_collector()
         self._queues: list[deque[bytes]] = [deque() for _ in range(HOPS)]
         self._wake = [asyncio.Event() for _ in range(HOPS)]
         self._done = 0
         self._progress = asyncio.Event()
+        self._index = 0
         self._pumps: list[asyncio.Task[None]] = []
 
-    async def attach(self, workers: list[Any]) -> None:
+    async def attach(self, workers: list[Any], index: int) -> None:
+        self._index = index
         for hop in range(HOPS):
             for _ in range(IN_FLIGHT):
                 self._pumps.append(asyncio.create_task(self._pump(hop, workers[hop % len(workers)])))
 
     async def publish(self, batch: bytes) -> int:
-        items = _decode(batch)
+        items = decode(batch)
         self._queues[0].extend(items)
         self._wake[0].set()
         return len(items)
@@ -101,15 +109,20 @@ class ToyShard:
         queue = self._queues[hop]
         while True:
             batch = await self._take(hop)
-            results = _decode(await worker.run.remote(_encode(batch)))
-            if hop + 1 < HOPS:
-                self._queues[hop + 1].extend(results)
-                self._wake[hop + 1].set()
-            else:
-                self._done += len(results)
-                self._progress.set()
+            await self._do(hop, worker, encode(batch))
             if queue:
                 self._wake[hop].set()
+
+    async def _do(self, hop: int, worker: Any, batch: bytes) -> None:
+        self._take_results(hop, decode(await worker.run.remote(batch)))
+
+    def _take_results(self, hop: int, results: list[bytes]) -> None:
+        if hop + 1 < HOPS:
+            self._queues[hop + 1].extend(results)
+            self._wake[hop + 1].set()
+        else:
+            self._done += len(results)
+            self._progress.set()
 
     async def _take(self, hop: int) -> list[bytes]:
         queue, wake = self._queues[hop], self._wake[hop]
@@ -119,25 +132,52 @@ class ToyShard:
         return [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
 
 
-# Plain classes, made actors here: a decorated class is pickled by value.
-ToyShardActor = ray.remote(num_cpus=0)(ToyShard)
-ToyWorkerActor = ray.remote(num_cpus=0)(ToyWorker)
+class PushingWorker:
+    """Runs a batch of one agent and pushes the outputs to the shard that sent it, by a call of its own."""
+
+    def __init__(self) -> None:
+        relax_collector()
+        self._shards: list[Any] = []
+
+    async def attach(self, shards: list[Any]) -> None:
+        self._shards = shards
+
+    async def run(self, shard: int, hop: int, batch: bytes) -> None:
+        self._shards[shard].completed.remote(hop, encode([step(payload) for payload in decode(batch)]))
+
+
+class PushedShard(ToyShard):
+    """Sends batches off without waiting for them; results come as calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._room = [asyncio.Semaphore(IN_FLIGHT) for _ in range(HOPS)]
+
+    async def completed(self, hop: int, batch: bytes) -> None:
+        self._room[hop].release()
+        self._take_results(hop, decode(batch))
+
+    async def _do(self, hop: int, worker: Any, batch: bytes) -> None:
+        await self._room[hop].acquire()
+        worker.run.remote(self._index, hop, batch)
 
 
 class ToyCluster:
     """The driver's side: shards, their workers, and how many items each shard was given."""
 
-    def __init__(self, shards: int) -> None:
-        remote_shard: Any = ToyShardActor
-        remote_worker: Any = ToyWorkerActor
+    def __init__(self, shards: int, *, push: bool = False) -> None:
+        remote_shard: Any = ray.remote(num_cpus=0)(PushedShard if push else ToyShard)
+        remote_worker: Any = ray.remote(num_cpus=0)(PushingWorker if push else ToyWorker)
         self._workers = [remote_worker.remote() for _ in range(NUM_WORKERS)]
         self._shards = [remote_shard.remote() for _ in range(shards)]
         self._given = [0] * shards
-        ray.get([shard.attach.remote(self._workers) for shard in self._shards])
+        if push:
+            ray.get([worker.attach.remote(self._shards) for worker in self._workers])
+        ray.get([shard.attach.remote(self._workers, index) for index, shard in enumerate(self._shards)])
 
     def publish(self, shard: int, batch: list[bytes]) -> Any:
         self._given[shard] += len(batch)
-        return self._shards[shard].publish.remote(_encode(batch))
+        return self._shards[shard].publish.remote(encode(batch))
 
     def wait_done(self) -> None:
         ray.get(
@@ -183,11 +223,11 @@ def payloads(count: int) -> list[bytes]:
     return [b"%08d" % n + b"x" * (PAYLOAD_BYTES - 8) for n in range(count)]
 
 
-def run(*, quick: bool, shards: int = 1) -> dict[str, Any]:
-    """Measure the toy on a cluster of its own."""
+def run(*, quick: bool, shards: int = 1, push: bool = False) -> dict[str, Any]:
+    """Measure the toy on a cluster of its own; `push`: with results that come as calls."""
     init_ray()
     try:
-        cluster = ToyCluster(shards)
+        cluster = ToyCluster(shards, push=push)
         items = payloads(QUICK_ITEMS if quick else ITEMS)
         cluster.drive(items[:1_000], 100)
         rates = {str(batch): cluster.measure_rate(items, batch, REPS) for batch in BATCHES}
