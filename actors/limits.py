@@ -17,5 +17,5 @@ class ShardSettings:
     """Bytes of commands waiting past which publishers are told to wait."""
     report_every_s: float = 0.02
     """Shortest time between two reports of demand to the router."""
-    snapshot_bytes: int = 8 * 1024 * 1024
+    snapshot_bytes: int = 1024 * 1024
     """Bytes of journal after which slots are snapshotted and the journal is cut."""

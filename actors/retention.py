@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flock_ray.archive import ArchiveChunk, write_chunk
 from flock_ray.archive_files import id_text
 from flock_ray.core.retention import Retention, RetentionPolicy
-from flock_ray.core.rows import ArtifactQuery, Decision, WorkflowRow
+from flock_ray.core.rows import ArtifactQuery, Decision, SettledPlace, WorkflowRow
 from flock_ray.erasing import Selected, copies, decode_order, decode_selection, encode, put_tombstones
 from flock_ray.errors import StaleEpochError, StoreUnavailableError
 
@@ -43,13 +44,13 @@ GATHER_US = {
 round of archiving writes files."""
 
 ROUND = 2_000
-"""Workflows of one round."""
+"""Workflows of one round; more of them are gone through in several, one after the other."""
+
+IDLE = 20
+"""How much longer a shard rests than it took to go through all that is old enough: some are kept for their types."""
 
 STEP = 32
 """Workflows removed between two micro-batches."""
-
-MAX_LISTED = 64_000
-"""Workflows that are looked through for one whose time is over; more only with times by type."""
 
 CHUNK_BYTES = 16 * 1024 * 1024
 """Payloads that are in memory while they are archived."""
@@ -59,8 +60,20 @@ ERASED_IDS = 100_000
 """Erased artifacts that a shard remembers, in case that copies of them are still on their way to it."""
 
 FAR_US = 2**62
+FAR_SLOT = 2**30
 RETRY_S = (5.0, 600.0)
 """First and longest pause after a round failed."""
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Going through all workflows that are old enough, a page at a time."""
+
+    after: SettledPlace | None = None
+    """Where the next page begins."""
+    next_us: list[int] = field(default_factory=list)
+    """Times at which something that stays can go."""
+    took_s: float = 0.0
 
 
 class Retainer:
@@ -100,7 +113,7 @@ class Retainer:
         self._wake = wake
         self._age_us = max(MIN_AGE_US, retention.shortest_us)
         self._gather_us = GATHER_US[retention.policy]
-        self._listed = ROUND
+        self._walk = _Walk()
         self._touched: set[tuple[int, str]] | None = None
         """Workflows that something happened to since the round began; None between rounds."""
         self._settled = asyncio.Event()
@@ -154,37 +167,32 @@ class Retainer:
     # -- a round -------------------------------------------------------------------------------
 
     async def _round(self) -> float | None:
-        """Let go what can; returns seconds until the next round, None: not before something settles."""
-        store, loop = self._keeper.store, asyncio.get_running_loop()
+        """Let go what can of the next page; returns seconds until the next one, None: not before something settles."""
+        loop, walk = asyncio.get_running_loop(), self._walk
         began, now_us = loop.time(), self._now_us()
+        self._walk = _Walk()  # what fails begins anew
         self._settled.clear()
         self._touched = set()
-        rows = await store.settled_before(now_us - self._age_us, self._listed)
-        full = len(rows) >= self._listed
-        due = [row for row in rows if self._due_us(row) <= now_us and row.slot in self._core.slots]
-        gone = await self._let_go(due[:ROUND]) if due else 0
-        if gone:
-            # Not more than half of the time, however much there is to do.
-            return loop.time() - began if full else max(1.0, loop.time() - began)
-        if full and self._listed < MAX_LISTED:
-            self._listed *= 2
-            return 0.0
-        self._listed = ROUND
-        if due:
-            return RETRY_S[0]  # something came for each of them: they are not settled, or not for so long
-        if full:
-            self._complain(RuntimeError(f"{len(rows)} workflows are older, and kept for their types"), 60.0)
-            return 60.0
-        return await self._next_s(rows)
-
-    async def _next_s(self, kept: Sequence[WorkflowRow]) -> float | None:
-        """Return seconds until a workflow can go, given those that are old enough and kept for their types."""
-        times = [self._due_us(row) for row in kept if row.slot in self._core.slots]
-        newer = await self._keeper.store.settled_before(FAR_US, len(kept) + 1)
-        times += [row.updated_us + self._age_us for row in newer[len(kept) :]]
-        if not times:
+        before_us = now_us - self._age_us
+        rows = await self._keeper.store.settled_before(before_us, ROUND, walk.after)
+        mine = [row for row in rows if row.slot in self._core.slots]
+        due = [row for row in mine if self._due_us(row) <= now_us]
+        gone = await self._let_go(due) if due else 0
+        if gone < len(due):  # something came for them: they are not settled, or not for so long
+            walk.next_us.append(now_us + round(RETRY_S[0] * 1e6))
+        if kept := [self._due_us(row) for row in mine if self._due_us(row) > now_us]:
+            walk.next_us = [min([*walk.next_us, min(kept) + self._gather_us])]
+        took_s = loop.time() - began
+        walk.took_s += took_s
+        if len(rows) == ROUND:
+            walk.after = rows[-1].place
+            self._walk = walk
+            return took_s  # not more than half of the time, however much there is to do
+        newer = await self._keeper.store.settled_before(FAR_US, 1, (before_us - 1, FAR_SLOT, ""))
+        walk.next_us += [row.updated_us + self._age_us + self._gather_us for row in newer]
+        if not walk.next_us:
             return None
-        return max(1.0, (min(times) + self._gather_us - self._now_us()) / 1e6)
+        return max(1.0, IDLE * walk.took_s, (min(walk.next_us) - self._now_us()) / 1e6)
 
     def _due_us(self, row: WorkflowRow) -> int:
         return max(row.updated_us + MIN_AGE_US, self._retention.due_us(row.updated_us, row.counts))

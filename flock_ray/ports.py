@@ -10,6 +10,7 @@ from flock_ray.core.rows import (
     ActivationRow,
     ArtifactQuery,
     Loaded,
+    SettledPlace,
     Snapshot,
     StoreBatch,
     Summary,
@@ -170,8 +171,17 @@ class ArtifactIndex(Protocol):
         """Return the activations that had one of these artifacts among their inputs, the oldest first."""
         ...
 
-    async def settled_before(self, before_us: int, limit: int) -> list[WorkflowRow]:
-        """Return workflows that settled and were not touched since a time, the longest ago first."""
+    async def settled_before(
+        self, before_us: int, limit: int, after: SettledPlace | None = None
+    ) -> list[WorkflowRow]:
+        """Return workflows that settled and were not touched since a time, the longest ago first.
+
+        Args:
+            before_us: Only those whose last change was before this time.
+            limit: At most so many; fewer come only when there are no more.
+            after: Only those behind this place, in an order that is the store's own among equal times; None: from
+                the beginning. The `place` of a page's last row leads to the next page, also when that row is gone.
+        """
         ...
 
     async def remove_workflows(self, workflows: Sequence[tuple[int, str]]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from flock_ray.core.rows import ERASED, ArtifactQuery, Summary
+from flock_ray.core.rows import ERASED, ArtifactQuery, SettledPlace, Summary, WorkflowRow
 from flock_ray.core.wire import Envelope
 from flock_ray.ports import ShardStore
 from tests.store_contract_journal import EVERYTHING, NewStore, StoreFixtures, acquired
@@ -311,6 +311,29 @@ class IndexContract(StoreFixtures):
         assert oldest_first[:3] == await store.settled_before(103, 100)
         assert oldest_first[:2] == await store.settled_before(1_000, 2)
         assert [] == await store.settled_before(100, 100)
+
+    async def test_settled_workflows_are_listed_page_by_page_each_once(self, new_store: NewStore) -> None:
+        # Given many that settled at the same time, and some before and after
+        store = await acquired(new_store)
+        rows = [workflow(f"w{n}", slot=n % 7, updated_us=100 + n // 40) for n in range(120)]
+        await store.append(batch(1, workflows=rows))
+        await store.append(batch(2, workflows=[workflow("w50", slot=1, open=1, updated_us=200)]))
+
+        # When they are listed in pages, and the last row of a page goes meanwhile
+        found: list[WorkflowRow] = []
+        after: SettledPlace | None = None
+        while page := await store.settled_before(1_000, 9, after):
+            found += page
+            after = page[-1].place
+            await store.remove_workflows([(page[-1].slot, page[-1].id)])
+            if len(page) < 9:
+                break
+
+        # Then each is listed once, the longest ago first
+        assert {row.id for row in rows} - {"w50"} == {row.id for row in found}
+        assert 119 == len(found)
+        assert [row.updated_us for row in found] == sorted(row.updated_us for row in found)
+        assert [] == await store.settled_before(1_000, 9, found[-1].place)
 
     async def test_settled_workflows_are_removed_with_all_that_is_theirs(self, new_store: NewStore) -> None:
         store = await acquired(new_store)

@@ -18,6 +18,7 @@ from flock_ray.core.rows import (
     ActivationRow,
     ArtifactQuery,
     Loaded,
+    SettledPlace,
     Snapshot,
     StoreBatch,
     Summary,
@@ -187,10 +188,14 @@ class MemoryStore:
         """Return activations by input."""
         return [row for row in self.disk.ended.values() if not set(ids).isdisjoint(row.inputs)]
 
-    async def settled_before(self, before_us: int, limit: int) -> list[WorkflowRow]:
+    async def settled_before(
+        self, before_us: int, limit: int, after: SettledPlace | None = None
+    ) -> list[WorkflowRow]:
         """Return settled workflows."""
         rows = [row for row in self.disk.flows.values() if row.settled and row.updated_us < before_us]
-        return sorted(rows, key=lambda row: row.updated_us)[:limit]
+        if after is not None:
+            rows = [row for row in rows if row.place > after]
+        return sorted(rows, key=lambda row: row.place)[:limit]
 
     async def remove_workflows(self, workflows: Sequence[tuple[int, str]]) -> int:
         """Delete settled workflows."""

@@ -26,7 +26,7 @@ from flock_ray.adapters.postgres_rows import (
     restore_envelope,
     restore_workflow,
 )
-from flock_ray.core.rows import ActivationRow, ArtifactQuery, Summary, WorkflowRow
+from flock_ray.core.rows import ActivationRow, ArtifactQuery, SettledPlace, Summary, WorkflowRow
 from flock_ray.core.wire import Envelope
 
 T = TypeVar("T")
@@ -65,7 +65,8 @@ class PostgresStore(PostgresJournal):
 
     async def recent_ids(self, limit: int) -> list[bytes]:
         """Return the ids of the newest artifacts, the oldest of them first."""
-        return [row[0] for row in reversed(await self._fetch(sql.RECENT_IDS, limit))]
+        ((ids,),) = await self._fetch(sql.RECENT_IDS, limit)
+        return list(ids)
 
     def _artifacts(self, rows: Iterable[Any]) -> list[tuple[int, Envelope]]:
         return [restore_artifact(row, self._where) for row in rows]
@@ -155,9 +156,14 @@ class PostgresStore(PostgresJournal):
         """Return the activations that had one of these artifacts among their inputs, the oldest first."""
         return self._activations(await self._fetch(sql.CONSUMPTIONS, list(set(ids))))
 
-    async def settled_before(self, before_us: int, limit: int) -> list[WorkflowRow]:
+    async def settled_before(
+        self, before_us: int, limit: int, after: SettledPlace | None = None
+    ) -> list[WorkflowRow]:
         """Return workflows that settled and were not touched since a time, the longest ago first."""
-        return self._workflows(await self._fetch(sql.SETTLED, before_us, limit))
+        updated_us, slot, name = after or (-(2**63), 0, "")
+        return self._workflows(
+            await self._fetch(sql.SETTLED, before_us, limit, updated_us, slot, column_key(name))
+        )
 
 
 def _parts(items: Collection[T], size: int) -> Iterator[list[T]]:

@@ -24,19 +24,29 @@ from flock_ray.adapters.redis_rows import (
     id_of,
     link,
     member,
+    settled_member,
     unpack_activation,
     unpack_artifact,
     unpack_body,
     unpack_workflow,
 )
 from flock_ray.adapters.redis_walk import Walk
-from flock_ray.core.rows import ActivationRow, ArtifactQuery, Summary, WorkflowRow, visibility_kind
+from flock_ray.core.rows import (
+    ActivationRow,
+    ArtifactQuery,
+    SettledPlace,
+    Summary,
+    WorkflowRow,
+    visibility_kind,
+)
 from flock_ray.core.wire import Envelope
 from flock_ray.errors import StoreCorruptError
 
 __all__ = ["RedisIndex", "parts"]
 
 T = TypeVar("T")
+_PAGE = 1000
+"""Members of an index that are looked at together."""
 _PART = 1000
 """Most rows of one reply."""
 _FIRST_PART = 64
@@ -201,13 +211,36 @@ class RedisIndex:
             found.update((row.id, (order, row)) for order, row in await self._runs(runs - found.keys()))
         return [row for _, row in sorted(found.values(), key=lambda entry: entry[0])]
 
-    async def settled_before(self, before_us: int, limit: int) -> list[WorkflowRow]:
+    async def settled_before(
+        self, before_us: int, limit: int, after: SettledPlace | None = None
+    ) -> list[WorkflowRow]:
         """Return settled workflows; see `ArtifactIndex`."""
-        if limit <= 0:
-            return []
-        (members,) = await self._line.read(
-            ("ZRANGE", self._keys.settled, "-inf", f"({before_us}", "BYSCORE", "LIMIT", 0, limit)
-        )
+        rows: list[WorkflowRow] = []
+        lowest, passed = ("-inf", 0) if after is None else (str(after[0]), await self._passed(after))
+        while len(rows) < limit:
+            wanted = limit - len(rows)
+            (members,) = await self._line.read(
+                ("ZRANGE", self._keys.settled, lowest, f"({before_us}", "BYSCORE", "LIMIT", passed, wanted)
+            )
+            rows += await self._settled_rows(members, before_us)
+            passed += wanted
+            if len(members) < wanted:
+                break
+        return rows
+
+    async def _passed(self, after: SettledPlace) -> int:
+        """Return how many settled workflows of the same time stand before a place, itself included."""
+        last, passed = settled_member(*after[1:]), 0
+        while True:
+            (members,) = await self._line.read(
+                ("ZRANGE", self._keys.settled, after[0], after[0], "BYSCORE", "LIMIT", passed, _PAGE)
+            )
+            passed += sum(1 for entry in members if entry <= last)
+            if len(members) < _PAGE or members[-1] > last:
+                break
+        return passed
+
+    async def _settled_rows(self, members: Sequence[bytes], before_us: int) -> list[WorkflowRow]:
         rows: list[WorkflowRow] = []
         for some in parts(members):
             places = [(slot, name.decode()) for slot, _, name in (entry.partition(b":") for entry in some)]

@@ -35,6 +35,7 @@ __all__ = [
     "pack_artifact",
     "pack_workflow",
     "seal",
+    "settled_member",
     "unpack_activation",
     "unpack_artifact",
     "unpack_body",
@@ -121,6 +122,11 @@ FEED, TIME, RUN = b"f", b"t", b"x"
 
 One sorted set holds all three orders, which halves the number of keys; scores are equal, so bytes decide.
 """
+
+
+def settled_member(slot: int, name: str) -> bytes:
+    """Make the member of the index of settled workflows."""
+    return b"%d:%b" % (slot, name.encode())
 
 
 def _ordered(number: int) -> bytes:

@@ -25,11 +25,12 @@ from flock_ray.adapters.redis_rows import (
     pack_artifact,
     pack_workflow,
     seal,
+    settled_member,
 )
 from flock_ray.core.rows import ActivationRow, StoreBatch, WorkflowRow, visibility_kind
 from flock_ray.core.wire import Envelope
 
-__all__ = ["Commands", "Value", "batch_commands", "encode_for_lua", "removal_commands", "settled_member"]
+__all__ = ["Commands", "Value", "batch_commands", "encode_for_lua", "removal_commands"]
 
 Value = bytes | str | int
 _CHUNK = 4000
@@ -144,11 +145,6 @@ def _add_activations(commands: Commands, keys: Keys, batch: StoreBatch) -> None:
     commands.add("ZADD", keys.consumptions, links)
     for name, arguments in ended.items():
         commands.add("ZADD", keys.index(dimension("workflow", name)), arguments)
-
-
-def settled_member(slot: int, name: str) -> bytes:
-    """Make the member of the index of settled workflows."""
-    return b"%d:%b" % (slot, name.encode())
 
 
 def _add_workflows(commands: Commands, keys: Keys, workflows: Iterable[WorkflowRow]) -> None:

@@ -24,6 +24,7 @@ from flock_ray.core.rows import (
     ActivationRow,
     ArtifactQuery,
     Loaded,
+    SettledPlace,
     Snapshot,
     StoreBatch,
     Summary,
@@ -207,9 +208,11 @@ class SQLiteStore:
         """Return ended activations by input."""
         return await self._points.run(lambda c: self._questions.consumptions(c, ids))
 
-    async def settled_before(self, before_us: int, limit: int) -> list[WorkflowRow]:
+    async def settled_before(
+        self, before_us: int, limit: int, after: SettledPlace | None = None
+    ) -> list[WorkflowRow]:
         """Return settled workflows."""
-        return await self._searches.run(lambda c: self._questions.settled_before(c, before_us, limit))
+        return await self._searches.run(lambda c: self._questions.settled_before(c, before_us, limit, after))
 
     async def remove_workflows(self, workflows: Sequence[tuple[int, str]]) -> int:
         """Delete settled workflows."""

@@ -23,7 +23,7 @@ from flock_ray.adapters.sqlite_files import ShardFile
 from flock_ray.adapters.sqlite_journal import FOUND, find, newest
 from flock_ray.adapters.sqlite_rows import artifact_crc, decode_artifact, decode_row, id_hash, text_hash
 from flock_ray.adapters.sqlite_schema import OF_WORKFLOW, RUN_OF_INPUT, RUN_OF_WORKFLOW, WORKFLOW
-from flock_ray.core.rows import ActivationRow, ArtifactQuery, Summary, WorkflowRow
+from flock_ray.core.rows import ActivationRow, ArtifactQuery, SettledPlace, Summary, WorkflowRow
 from flock_ray.core.wire import Envelope
 
 Order = Literal["seq", "time", "newest"]
@@ -255,12 +255,17 @@ class Questions:
             }
         return [decode_row(self._file, WorkflowRow, *row) for row in found.values()]
 
-    def settled_before(self, connection: sqlite3.Connection, before_us: int, limit: int) -> list[WorkflowRow]:
+    def settled_before(
+        self, connection: sqlite3.Connection, before_us: int, limit: int, after: SettledPlace | None
+    ) -> list[WorkflowRow]:
         """Return settled workflows."""
-        statement = "SELECT number, slot, id, data, crc FROM workflows WHERE settled_us < ? ORDER BY settled_us, number"
+        statement = (
+            "SELECT number, slot, id, data, crc FROM workflows WHERE settled_us < ?"
+            " AND (settled_us, slot, id) > (?, ?, ?) ORDER BY settled_us, slot, id"
+        )
         with (
             transaction(connection, write=False),
-            closing(connection.execute(statement, (before_us,))) as rows,
+            closing(connection.execute(statement, (before_us, *(after or (-(2**63), 0, ""))))) as rows,
         ):
             # A row that does not count any more is left out.
             current = (

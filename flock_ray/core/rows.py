@@ -17,6 +17,10 @@ SHARD = -1
 """Slot number of a snapshot that belongs to the whole shard."""
 
 
+SettledPlace = tuple[int, int, str]
+"""Where a settled workflow stands in the order of last changes: (time of it in microseconds, slot, id)."""
+
+
 class ActivationRow(msgspec.Struct, array_like=True, frozen=True):
     """An activation that ended: which inputs were consumed by whom, and what came of it."""
 
@@ -63,6 +67,11 @@ class WorkflowRow(msgspec.Struct, array_like=True, frozen=True):
     def settled(self) -> bool:
         """True when nothing runs, waits or is due."""
         return not (self.open or self.waiting or self.delayed)
+
+    @property
+    def place(self) -> SettledPlace:
+        """Where it stands among settled workflows."""
+        return self.updated_us, self.slot, self.id
 
 
 class Decision(msgspec.Struct, array_like=True, frozen=True):
