@@ -167,7 +167,7 @@ class Executor:
         """Queue tasks, in order of arrival per agent.
 
         One that is queued or running with the same attempt already is ignored. One of an agent that is not
-        here is reported as failed with a retryable `UnknownAgentError`: it never ran.
+        here is reported with `wire.NOT_RUN`: the shard hands it to another worker.
 
         Args:
             shard: Who gets the completions.
@@ -327,7 +327,7 @@ class Executor:
 
     def _refuse(self, run: Run) -> None:
         name = run.task.agent
-        error = wire.ErrorInfo("UnknownAgentError", f"agent {name!r} is not on this worker", retryable=True)
+        error = wire.ErrorInfo(wire.NOT_RUN, f"agent {name!r} is not on this worker", retryable=True)
         completion = wire.Completion(run.task.id, run.task.attempt, run.task.slot, error=error)
         self._outbox.put(run, completion, more=False)
 

@@ -17,6 +17,9 @@ from flock_ray.ports import PeerGoneError, Peers, Spawner, WorkerLink
 
 SHARED = "shared"
 
+MAX_DOUBLINGS = 20
+"""Of the pause after a worker that did not come to work: far more than any setting allows, and no number overflows."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
@@ -318,7 +321,8 @@ class PoolKeeper:
         """Show why a worker did not come to work, and wait before the next one."""
         pool.failures += 1
         pool.error = f"{type(error).__name__}: {error}"
-        pool.retry_at = self._monotonic() + min(self._settings.max_backoff_s, 0.5 * 2**pool.failures)
+        pause_s = 0.5 * 2 ** min(pool.failures, MAX_DOUBLINGS)
+        pool.retry_at = self._monotonic() + min(self._settings.max_backoff_s, pause_s)
 
     # -- questions -----------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.messages import parts
 from flock_ray.core.registry import TypeRegistry, type_registry
-from flock_ray.core.shard import NOT_RUN
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.edge import DEFAULT_MAX_PAYLOAD_BYTES, Edge
 from flock_ray.engines.failures import describe
@@ -338,7 +337,7 @@ class Worker:
 
     def _hand_back(self) -> None:
         """Return to the shards what a blocked user loop would never run; they give it to other workers."""
-        error = wire.ErrorInfo(NOT_RUN, "handed back: the worker's user loop is blocked", retryable=True)
+        error = wire.ErrorInfo(wire.NOT_RUN, "handed back: the worker's user loop is blocked", retryable=True)
         self._on_done(
             [
                 (shard, wire.Completion(task.id, task.attempt, task.slot, error=error))

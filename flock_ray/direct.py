@@ -12,13 +12,25 @@ from flock_ray.board import Board
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition, Subscription
 from flock_ray.core.registry import TypeRegistry
-from flock_ray.errors import AgentCrashedError, AgentError, ConfigurationError, safe_error_text
+from flock_ray.errors import (
+    AgentCrashedError,
+    AgentError,
+    BackpressureError,
+    ConfigurationError,
+    safe_error_text,
+)
 from flock_ray.pausing import refuse_if_paused
 from flock_ray.ports import PeerGoneError
 from flock_ray.publishing import Publisher
 
 DIRECT = "__direct__"
 """`produced_by` of the input of a direct run."""
+
+
+MAX_WORKERS = 10
+"""Workers that are asked in turn, when they do not have the agent (any more) by the time the run gets there."""
+
+NEXT_WORKER_S = 0.2
 
 
 async def invoke(
@@ -29,7 +41,7 @@ async def invoke(
     Raises:
         AgentError: The agent failed; `error_type` is what it raised.
         AgentCrashedError: The worker died meanwhile.
-        BackpressureError: The agent or the board is paused; retryable.
+        BackpressureError: The agent or the board is paused, or no worker has the agent just now; retryable.
     """
     definition = board.edge.table.definitions.get(agent)
     if definition is None:
@@ -46,7 +58,20 @@ async def invoke(
     task = wire.Task(
         uuid.uuid4().bytes, 1, agent, subscription, envelope.slot, envelope.correlation_id, (envelope,)
     )
-    worker = await board.ask_router("worker_for", agent)
+    for _ in range(MAX_WORKERS):
+        completion = await _run_on(await board.ask_router("worker_for", agent), board, task)
+        if completion.error is None:
+            return list(completion.outputs)
+        if completion.error.type != wire.NOT_RUN:
+            raise AgentError(f"agent {agent!r} failed: {completion.error.type}: {completion.error.message}")
+        await asyncio.sleep(NEXT_WORKER_S)
+    raise BackpressureError(
+        f"No worker took agent {agent!r}: it was just deployed, or moved to another pool. Ask again.",
+        retry_after_s=1.0,
+    )
+
+
+async def _run_on(worker: str, board: Board, task: wire.Task) -> wire.Completion:
     try:
         blob = await board.worker(worker).invoke(wire.encode(task))
     except asyncio.CancelledError:
@@ -55,12 +80,9 @@ async def invoke(
         raise
     except PeerGoneError as error:
         raise AgentCrashedError(
-            f"The worker died while agent {agent!r} ran; nothing was published."
+            f"The worker died while agent {task.agent!r} ran; nothing was published."
         ) from error
-    completion = msgspec.msgpack.decode(blob, type=wire.Completion)
-    if completion.error is not None:
-        raise AgentError(f"agent {agent!r} failed: {completion.error.type}: {completion.error.message}")
-    return list(completion.outputs)
+    return msgspec.msgpack.decode(blob, type=wire.Completion)
 
 
 def directed(posting: wire.Posting, definition: AgentDefinition, registry: TypeRegistry) -> wire.Posting:

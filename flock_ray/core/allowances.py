@@ -47,9 +47,7 @@ class Waiting:
     def throw_out(self, waits: Callable[[Activation], bool]) -> None:
         """Forget what does not wait any more."""
         for queue in self.keys.values():
-            kept = [a for a in (queue.pop() for _ in range(queue.count)) if waits(a)]
-            for activation in kept:
-                queue.push(activation)
+            queue.keep(waits)
         self.count, self.stale = sum(queue.count for queue in self.keys.values()), 0
 
     def unblock(self, key: str) -> None:

@@ -116,6 +116,15 @@ class ReadyQueue:
             level.settle(flow, price, 0.0)
             self._paid = None
 
+    def keep(self, wanted: Callable[[Activation], bool]) -> None:
+        """Forget what is not wanted any more; nobody is charged for it, and the order stays."""
+        for priority, level in self._levels.items():
+            if isinstance(level, FairLevel):
+                level.keep(wanted)
+            else:
+                self._levels[priority] = deque(a for a in level if wanted(a))
+        self.count = sum(len(level) for level in self._levels.values())
+
     def be_plain(self) -> None:
         """Forget tenants; call when nothing waits and nothing runs."""
         if self.fair:

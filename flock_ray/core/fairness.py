@@ -8,7 +8,7 @@ neither saved anything up nor does it pay for a time when nobody else wanted the
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from heapq import heapify, heappop, heappush, heapreplace
 from itertools import islice
 
@@ -182,6 +182,18 @@ class FairLevel:
             flow.waiting, flow.entry = None, 0
             self._remember(flow)
         return activation, flow, price
+
+    def keep(self, wanted: Callable[[Activation], bool]) -> None:
+        """Forget what is not wanted any more; a tenant of which nothing is left has had what it had."""
+        for flow in list(self._flows.values()):
+            flow.waiting = deque(a for a in flow.waiting or () if wanted(a))
+            if not flow.waiting:
+                del self._flows[flow.tenant]
+                flow.waiting, flow.entry = None, 0
+                self._remember(flow)
+        self._heap = [entry for entry in self._heap if entry[1] == entry[2].entry]
+        heapify(self._heap)
+        self.count = sum(len(flow.waiting or ()) for flow in self._flows.values())
 
     def _first(self) -> Flow:
         """Return the tenant whose turn it is; its entry is the first one then."""

@@ -291,6 +291,7 @@ class LaneDesk(ActivationDesk):
             waiting.count -= 1
             waiting.turn.append(key)
             if not self._waits(slot.index, activation):
+                queue.refund()
                 waiting.stale = max(0, waiting.stale - 1)
                 continue
             chosen.append(activation)

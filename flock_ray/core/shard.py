@@ -36,6 +36,7 @@ from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot
 from flock_ray.core.wire import (
     CONFLICT,
     DUPLICATE,
+    NOT_RUN,
     PUBLISHED,
     WRONG_SLOT,
     Completion,
@@ -46,9 +47,6 @@ from flock_ray.core.wire import (
     TableSpec,
     Task,
 )
-
-NOT_RUN = "UnknownAgentError"
-"""Error type of a completion that says: this worker does not have the agent, hand it to another one."""
 
 
 class ShardCore(CancelDesk):

@@ -145,6 +145,11 @@ class RetryAsk(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Whether the attempt counts towards `max_attempts`; False for one that only had to wait for something."""
 
 
+NOT_RUN = "flock:not-run"
+"""Error type of a completion that says: it never ran here, hand it to another worker. No exception of user code can
+have this name, so that none runs for ever."""
+
+
 class Attempt(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """An attempt that failed, as activations and dead letters remember it."""
 

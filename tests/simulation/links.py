@@ -9,7 +9,6 @@ from typing import Any
 from flock_ray.actors.shard import Shard
 from flock_ray.core import wire
 from flock_ray.core.ids import activation_id
-from flock_ray.core.shard import NOT_RUN
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.ports import PeerGoneError
 from flock_ray.testing.local import sent
@@ -106,7 +105,7 @@ def check_completed(world: World, shard: int, blob: bytes, answer: bytes) -> Non
     if wire.decode_complete_reply(answer).status != "ok":
         return
     for completion in wire.decode_complete(blob).completions:
-        if completion.error is not None and completion.error.type == NOT_RUN:
+        if completion.error is not None and completion.error.type == wire.NOT_RUN:
             continue
         if completion.retry is not None and world.is_open(shard, completion):
             continue

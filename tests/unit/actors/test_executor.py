@@ -431,9 +431,7 @@ async def test_a_removed_agent_finishes_what_it_has_and_takes_nothing_new(bench:
     runner.gates[1].set()
     await bench.drained()
 
-    assert refused.error == wire.ErrorInfo(
-        "UnknownAgentError", "agent 'a' is not on this worker", retryable=True
-    )
+    assert refused.error == wire.ErrorInfo(wire.NOT_RUN, "agent 'a' is not on this worker", retryable=True)
     assert [3, 1, 2] == bench.numbers
     await until(lambda: bench.executor.load().agents == {} and _threads("flock-a") == 0)
 

@@ -353,3 +353,41 @@ def test_weights_are_checked_where_they_are_declared() -> None:
                   {"a b": 1}, ["a"], {f"t{n}": 2.0 for n in range(1_001)}):  # fmt: skip
         with pytest.raises(ConfigurationError):
             checked_weights(wrong)
+
+
+def test_what_is_forgotten_is_charged_to_nobody() -> None:
+    """Throwing out what was cancelled once charged its tenant for every run that stayed."""
+    # Given two tenants of which as much waits, and one of them has cancelled most of it
+    queue = ReadyQueue()
+    cancelled = {n.to_bytes(16, "big") for n in range(100, 150)}
+    for n in range(10):
+        queue.push(activation_of(n, "kept"))
+        queue.push(activation_of(n + 50, "other"))
+    for n in range(100, 150):
+        queue.push(activation_of(n, "kept"))
+    # When that is thrown out
+    queue.keep(lambda activation: activation.id not in cancelled)
+    # Then the others take turns as if it had never been there
+    assert queue.count == 20
+    order = [tenant_of(queue.pop()) for _ in range(20)]
+    assert order == ["kept", "other"] * 10
+
+
+def test_a_tenant_of_which_nothing_is_left_comes_back_where_it_was() -> None:
+    queue = ReadyQueue()
+    for n in range(4):
+        queue.push(activation_of(n, "one"))
+        queue.push(activation_of(n + 50, "two"))
+    first = [tenant_of(queue.pop()) for _ in range(4)]
+    queue.keep(lambda activation: tenant_of(activation) == "two")
+    queue.push(activation_of(9, "one"))
+    assert first == ["one", "two", "one", "two"]
+    assert [tenant_of(queue.pop()) for _ in range(3)] == ["two", "one", "two"]
+
+
+def test_a_plain_queue_forgets_what_is_not_wanted() -> None:
+    queue = ReadyQueue()
+    for n in range(6):
+        queue.push(activation_of(n, priority=n % 2))
+    queue.keep(lambda activation: activation.created_us > 2)
+    assert [queue.pop().created_us for _ in range(queue.count)] == [3, 5, 4]

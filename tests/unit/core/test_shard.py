@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flock_ray.core.ids import slot_of
-from flock_ray.core.shard import NOT_RUN, ShardCore
+from flock_ray.core.shard import ShardCore
 from flock_ray.core.wire import (
     CONFLICT,
     DUPLICATE,
+    NOT_RUN,
     PUBLISHED,
     WRONG_SLOT,
     Completion,
@@ -98,6 +99,15 @@ def test_a_late_refusal_of_a_former_attempt_does_not_run_an_activation_twice() -
     assert core.complete(done(second), 4)
     assert core.dispatch.running() == {}
     assert not any(core.dispatch.leases.values())
+
+
+def test_an_exception_of_user_code_is_never_taken_for_a_run_that_was_refused() -> None:
+    """An agent that asked for an agent that is not there raised what workers said of agents they do not have."""
+    core = core_with(SINGLE)
+    core.publish(posting("a", SINGLE), 1)
+    [task] = taken(core)
+    assert core.complete(done(task, ErrorInfo("UnknownAgentError", "no agent 'x'")), 2)
+    assert core.idle
 
 
 def test_a_batch_of_a_subscription_that_is_gone_still_runs_when_its_time_comes() -> None:
