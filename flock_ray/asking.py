@@ -29,9 +29,11 @@ class WorkflowStatus:
     state: str
     """active, waiting (in gates or for a time), completed, failed, cancelled or not_found.
 
-    Failed: nothing runs or waits any more and there was an error."""
+    Failed: nothing runs or waits any more and there was an error. A dead letter that was redriven is no error any more;
+    one that was discarded is."""
     artifact_count: int = 0
     error_count: int = 0
+    """WorkflowErrors, and dead letters that nobody has redriven."""
     open: int = 0
     """Activations that run or are ready."""
     waiting: int = 0

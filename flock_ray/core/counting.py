@@ -115,9 +115,11 @@ class CountingDesk:
         if self.changes is not None:
             self.changes.touch(workflow)
 
-    def _shift(self, workflow: Workflow, open_: int, waiting: int, now_us: int) -> None:
+    def _shift(self, workflow: Workflow, open_: int, waiting: int, now_us: int, errors: int = 0) -> None:
         workflow.open += open_
         workflow.waiting += waiting
+        # Of one that had left a memory board for good, nobody knows any more what it had.
+        workflow.errors = max(0, workflow.errors + errors)
         workflow.updated_us = now_us
         self.num_active += open_
         self.activity += 1
@@ -172,10 +174,10 @@ class CountingDesk:
 
     def _send(
         self, slot: Slot, target: int, kind: str, *, posting: Posting | None = None, match: Match | None = None,
-        workflow: str = "", delta: tuple[int, int] = (0, 0), run: Run | None = None,
+        workflow: str = "", delta: tuple[int, int] = (0, 0), run: Run | None = None, errors: int = 0,
     ) -> None:  # fmt: skip
         seq = slot.out_seq[target] = slot.out_seq.get(target, 0) + 1
-        forward = Forward(slot.index, target, seq, kind, posting, match, workflow, delta, run)
+        forward = Forward(slot.index, target, seq, kind, posting, match, workflow, delta, run, errors)
         slot.outbox[target, seq] = forward
         self.num_outbox += 1
         (self.local_forwards if target in self.slots else self.remote_forwards).append(forward)
@@ -183,13 +185,23 @@ class CountingDesk:
     def _move(self, slot: Slot, item: Item, open_: int, waiting: int, now_us: int) -> None:
         self._tell(slot, item.home, item.envelope.correlation_id, open_, waiting, now_us)
 
-    def _tell(self, slot: Slot, home: int, workflow_id: str, open_: int, waiting: int, now_us: int) -> None:
+    def _tell(
+        self,
+        slot: Slot,
+        home: int,
+        workflow_id: str,
+        open_: int,
+        waiting: int,
+        now_us: int,
+        *,
+        errors: int = 0,
+    ) -> None:
         if home != slot.index:
-            self._send(slot, home, "settle", workflow=workflow_id, delta=(open_, waiting))
+            self._send(slot, home, "settle", workflow=workflow_id, delta=(open_, waiting), errors=errors)
             return
         workflow = slot.workflows.get(workflow_id)
         if workflow is not None:
-            self._shift(workflow, open_, waiting, now_us)
+            self._shift(workflow, open_, waiting, now_us, errors)
 
     def _return_item(self, slot: Slot, item: Item, now_us: int) -> None:
         """An input leaves its gate without an activation."""

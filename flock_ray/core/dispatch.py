@@ -251,6 +251,14 @@ class Dispatcher:
         queue.push(activation, front=front)
         self._hot.add(activation.agent)
 
+    def withdraw(self, agent: str, goes: Callable[[Activation], bool]) -> list[Activation]:
+        """Take out of an agent's ready queue what has to wait for something else first; returns it."""
+        queue = self.ready.get(agent)
+        gone = [] if queue is None else [a for a in queue if goes(a)]
+        if queue is not None and gone:
+            queue.keep(lambda activation: not goes(activation))
+        return [a for a in gone if self._is_open(a)]
+
     def prices(self, agent: str) -> Prices:
         """Return what the tenants of an agent are entitled to and what their runs cost; kept from now on."""
         known = self._prices.get(agent)

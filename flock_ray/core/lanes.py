@@ -21,7 +21,7 @@ from flock_ray.core.allowances import (
     rates_of,
 )
 from flock_ray.core.breakers import Breaker
-from flock_ray.core.records import Admitted, BreakerForced
+from flock_ray.core.records import Admitted, BreakerForced, Moved
 from flock_ray.core.state import Activation, KeyState, Lane, Slot
 from flock_ray.core.wire import LimitSpec, Run
 
@@ -41,8 +41,11 @@ class LaneDesk(ActivationDesk):
         """(slot, agent, key): open activations of agents that look at others of their key."""
         self._free_at: dict[str, int] = {}
         """By agent: when its limits let more through by themselves."""
+        self._misplaced: dict[bytes, Activation] = {}
+        """What may run as soon as the slot lets it that keeps its agent's limits since a deploy."""
         super().__init__(owned, max_artifacts=max_artifacts, durable=durable)
         self._replays[Admitted] = self._on_admitted
+        self._replays[Moved] = self._on_moved
         self._replays[BreakerForced] = self._on_breaker_forced
 
     def limits_of(self, agent: str) -> LimitSpec | None:
@@ -56,13 +59,15 @@ class LaneDesk(ActivationDesk):
         """Open an activation in the slot that keeps its agent's limits: here, or elsewhere."""
         limits = self.limits_of(activation.agent)
         if limits is not None and (home := limits.home(activation.agent, activation.lane)) != slot.index:
-            a = activation
-            charges = a.charges if a.charges is not None else ((slot.index, a.correlation_id, 1),)
-            run = Run(a.id, a.agent, a.subscription, a.correlation_id, a.inputs, a.created_us, a.priority, a.groups,
-                      charges, a.lane, a.redrives)  # fmt: skip
-            self._send(slot, home, "run", run=run)
+            self._send_run(slot, home, activation)
             return
         self._enter(slot, activation, limits, now_us)
+
+    def _send_run(self, slot: Slot, home: int, a: Activation) -> None:
+        charges = a.charges if a.charges is not None else ((slot.index, a.correlation_id, 1),)
+        run = Run(a.id, a.agent, a.subscription, a.correlation_id, a.inputs, a.created_us, a.priority, a.groups,
+                  charges, a.lane, a.redrives, a.crashes, a.failures, a.history, a.begun)  # fmt: skip
+        self._send(slot, home, "run", run=run)
 
     def _on_void(self, slot: Slot, run: Run, now_us: int) -> None:
         """Take notice of an activation that was on its way here when its workflow was cancelled."""
@@ -70,10 +75,11 @@ class LaneDesk(ActivationDesk):
             self._tell(slot, home, workflow, -count, 0, now_us)
 
     def _on_run(self, slot: Slot, run: Run, now_us: int) -> None:
-        """Open an activation that another slot has sent; here it stays, whatever the limits are by now."""
+        """Open an activation that another slot has sent; if limits live elsewhere by now, it goes on from here."""
         activation = Activation(run.id, run.agent, run.subscription, slot.index, run.correlation_id, run.inputs,
-                                run.created_us, run.priority, run.groups, run.charges, lane=run.lane,
-                                redrives=run.redrives)  # fmt: skip
+                                run.created_us, run.priority, run.groups, run.charges, run.crashes, run.lane,
+                                failures=run.failures, history=run.history, redrives=run.redrives,
+                                begun=run.begun)  # fmt: skip
         self._enter(slot, activation, self.limits_of(run.agent), now_us)
 
     def _enter(self, slot: Slot, activation: Activation, limits: LimitSpec | None, now_us: int) -> None:
@@ -81,7 +87,7 @@ class LaneDesk(ActivationDesk):
         if limits is not None:
             slot.lanes.setdefault(activation.agent, Lane())
             others = list(self._members.get((slot.index, activation.agent, activation.lane), {}).values())
-            if limits.singleton == "skip" and others and not activation.redrives:
+            if limits.singleton == "skip" and others and not (activation.redrives or activation.begun):
                 self._skip(slot, activation, now_us)
                 return
         slot.open[activation.id] = activation
@@ -92,6 +98,10 @@ class LaneDesk(ActivationDesk):
         if (
             activation.redrives
         ):  # somebody asked for this very run: it neither gives way to others nor ends them
+            self._make_ready(slot, activation)
+            return
+        if activation.begun:  # before a deploy; it is not what the limits of that deploy let wait or give way
+            self._join(slot, activation, limits)
             self._make_ready(slot, activation)
             return
         if limits.singleton == "replace":
@@ -158,8 +168,12 @@ class LaneDesk(ActivationDesk):
 
     def _make_ready(self, slot: Slot, activation: Activation) -> None:
         """Let an activation run as soon as there is a worker for it, once its agent's limits have let it through."""
-        if activation.admitted or self.limits_of(activation.agent) is None:
+        limits = self.limits_of(activation.agent)
+        if activation.admitted or limits is None:
             self.dispatch.push(activation)
+            return
+        if limits.home(activation.agent, activation.lane) != slot.index:
+            self._misplaced[activation.id] = activation  # since a deploy
             return
         slots = self._waiting.setdefault(activation.agent, {})
         waiting = slots.get(slot.index)
@@ -172,6 +186,7 @@ class LaneDesk(ActivationDesk):
         """Make everything open ready, for nobody in particular; attempts are numbered above `first_attempt`."""
         self._waiting.clear()
         self._free_at.clear()
+        self._misplaced.clear()
         super().reset_dispatch(first_attempt)
 
     def permits_changed(self) -> None:
@@ -188,6 +203,46 @@ class LaneDesk(ActivationDesk):
                         activation = queue.pop()
                         if self._waits(index, activation):
                             self._make_ready(self.slots[index], activation)
+        self._hold_ready()
+
+    def _hold_ready(self) -> None:
+        """Let what is ready ask the limits of its agent, if they have not let it through: it was ready before them."""
+        for agent in [agent for agent in self.dispatch.ready if self.limits_of(agent) is not None]:
+            for activation in self.dispatch.withdraw(agent, lambda a: not a.admitted):
+                self._make_ready(self.slots[activation.slot], activation)
+
+    def _again(self, activation: Activation) -> None:
+        """Make an activation ready whose attempt came to nothing; call when no worker has it."""
+        if activation.admitted or self.limits_of(activation.agent) is None:
+            self.dispatch.push(activation, front=True)
+        elif self._waits(activation.slot, activation):
+            self._make_ready(self.slots[activation.slot], activation)
+
+    def settle_local_forwards(self, now_us: int) -> None:
+        """Apply what slots of this shard owe each other."""
+        raise NotImplementedError  # ShardCore's
+
+    def _move_home(self, now_us: int) -> None:
+        """Send what limits of a new table have to let through to the slots that keep them."""
+        misplaced, self._misplaced = self._misplaced, {}
+        by_slot: dict[int, list[bytes]] = {}
+        for activation in misplaced.values():
+            if self._waits(activation.slot, activation):
+                by_slot.setdefault(activation.slot, []).append(activation.id)
+        for index, ids in by_slot.items():
+            record = Moved(now_us, index, tuple(ids))
+            self._log(record)
+            self._on_moved(record)
+        self.settle_local_forwards(now_us)
+
+    def _on_moved(self, record: Moved) -> None:
+        slot = self.slots[record.slot]
+        for activation in [slot.open.pop(one) for one in record.ids]:
+            self.num_open -= 1
+            self._part(slot, activation)
+            limits = self.limits_of(activation.agent)
+            home = slot.index if limits is None else limits.home(activation.agent, activation.lane)
+            self._send_run(slot, home, activation)
 
     def next_admission_us(self) -> int | None:
         """Return when limits let more through by themselves; None when only something else can."""
@@ -224,6 +279,8 @@ class LaneDesk(ActivationDesk):
 
     def admit(self, now_us: int) -> None:
         """Let through what limits and free permits allow; call in every micro-batch before it is appended."""
+        if self._misplaced:
+            self._move_home(now_us)
         for agent in [agent for agent, due_us in self._free_at.items() if due_us <= now_us]:
             del self._free_at[agent]
             self._pressing[agent] = None
@@ -355,10 +412,7 @@ class LaneDesk(ActivationDesk):
     def _leave(self, slot: Slot, activation: Activation, now_us: int, *, failed: bool | None) -> None:
         """Give back what the limits counted for an attempt that ended; also when the agent has none any more."""
         if activation.id not in slot.open:
-            place = (slot.index, activation.agent, activation.lane)
-            members = self._members.get(place)
-            if members is not None and members.pop(activation.id, None) is not None and not members:
-                del self._members[place]
+            self._part(slot, activation)
             self._forget_waiting(slot, activation)
         lane = slot.lanes.get(activation.agent)
         if lane is None or not activation.admitted:
@@ -384,6 +438,13 @@ class LaneDesk(ActivationDesk):
             self._pressing[activation.agent] = None
             if (waiting := slots.get(slot.index)) is not None:
                 waiting.unblock(activation.lane)
+
+    def _part(self, slot: Slot, activation: Activation) -> None:
+        """Count an activation no more among the others of its key."""
+        place = (slot.index, activation.agent, activation.lane)
+        members = self._members.get(place)
+        if members is not None and members.pop(activation.id, None) is not None and not members:
+            del self._members[place]
 
     def _forget_waiting(self, slot: Slot, activation: Activation) -> None:
         """Notice that an activation ended before it was let through; the queue has it still."""

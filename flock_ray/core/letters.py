@@ -218,7 +218,8 @@ class LetterDesk(PauseDesk):
             key, letter.agent, letter.subscription, slot.index, correlation, record.inputs, now_us, letter.priority,
             letter.groups, ((home, correlation, 1),), lane=letter.lane, redrives=letter.redrives + 1,
         )  # fmt: skip
-        self._tell(slot, home, correlation, 1, 0, now_us)
+        # If the run fails again, that is a new letter, and a new error.
+        self._tell(slot, home, correlation, 1, 0, now_us, errors=-1)
         self._tell_of(slot, letter, "dead_letter.redriven", record.by, "", now_us, activation=key)
         self._open_limited(slot, activation, now_us)
 

@@ -65,6 +65,7 @@ class PauseDesk(LaneDesk):
                 if slot.open.get(activation.id) is activation:
                     self._make_ready(slot, activation)
             self.permits_changed()
+        self._hold_ready()
         # All shards hear of it; one of them says so.
         if slot_of(f"{kind}:{name}") in self.slots:
             who = f" by {record.by}" if record.by else ""

@@ -153,6 +153,14 @@ class Admitted(msgspec.Struct, array_like=True, tag="D", frozen=True):
     ids: tuple[bytes, ...]
 
 
+class Moved(msgspec.Struct, array_like=True, tag="MV", frozen=True):
+    """Activations that waited here go to the slot that keeps the limits of their agent since a deploy."""
+
+    at_us: int
+    slot: int
+    ids: tuple[bytes, ...]
+
+
 class LetterRedriven(msgspec.Struct, array_like=True, tag="V", frozen=True):
     """A dead letter's activation runs again, with these inputs."""
 
@@ -297,6 +305,7 @@ Record = (
     | Rehydrated
     | Retried
     | Admitted
+    | Moved
     | LetterRedriven
     | LetterEdited
     | LetterDiscarded

@@ -142,7 +142,7 @@ class ShardCore(CancelDesk):
             # A late answer of a former attempt must not make ready what runs, or is ready, elsewhere.
             if activation.worker is not None and completion.attempt == activation.attempt:
                 self.dispatch.release(activation)
-                self.dispatch.push(activation, front=True)
+                self._again(activation)
             return False
         worker = ""
         if completion.error is not None:
@@ -178,7 +178,7 @@ class ShardCore(CancelDesk):
                 artifact_ids=tuple(e.id for e in activation.inputs), detail=completion.notes[0][1],
             )  # fmt: skip
         else:
-            self.dispatch.push(activation, front=True)
+            self._again(activation)
 
     def try_again(self, workers: Collection[str] | None = None) -> None:
         """Make ready what waits for newer code: after a deploy, or when other workers are there than before.
@@ -187,7 +187,7 @@ class ShardCore(CancelDesk):
             workers: Those that can get work now; None: there was a deploy.
         """
         for activation in self.parked.release(workers):
-            self.dispatch.push(activation)  # one that was cancelled meanwhile is not handed out
+            self._again(activation)  # one that was cancelled meanwhile is not handed out
 
     def tick(self, now_us: int) -> None:
         """Fire every timer that is due."""
@@ -258,7 +258,7 @@ class ShardCore(CancelDesk):
             self._on_lost(record)
         open_ = [a for a in held if self.slots[a.slot].open.get(a.id) is a]
         for activation in reversed(open_):
-            self.dispatch.push(activation, front=True)
+            self._again(activation)
         return len(open_)
 
     def handed_back(self, tasks: list[Task]) -> None:
@@ -271,7 +271,7 @@ class ShardCore(CancelDesk):
                 and activation.worker is not None
             ):
                 self.dispatch.release(activation)
-                self.dispatch.push(activation, front=True)
+                self._again(activation)
 
     def flush_batches(self, now_us: int) -> int:
         """Run every partial batch now; returns how many there were."""
@@ -384,7 +384,7 @@ class ShardCore(CancelDesk):
             if workflow is None and forward.delta[0] > 0:  # a redrive for one that has left memory for good
                 workflow = self._counting_record(slot, forward.workflow, now_us)
             if workflow is not None:
-                self._shift(workflow, forward.delta[0], forward.delta[1], now_us)
+                self._shift(workflow, forward.delta[0], forward.delta[1], now_us, forward.errors)
 
     def _on_forward_acked(self, record: ForwardAcked) -> None:
         if self.slots[record.slot].outbox.pop((record.target, record.seq), None) is not None:

@@ -36,6 +36,7 @@ class Workflow(msgspec.Struct):
     delayed: int = 0
     """Matches that wait for a time."""
     errors: int = 0
+    """Its WorkflowErrors, and its dead letters that nobody has redriven."""
     cancelled: bool = False
     seqs: list[int] = []
     """Positions of its artifacts in the shard's feed, ascending."""

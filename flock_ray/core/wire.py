@@ -236,6 +236,10 @@ class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
     charges: tuple[tuple[int, str, int], ...]
     lane: str
     redrives: int = 0
+    crashes: int = 0
+    failures: int = 0
+    history: tuple[Attempt, ...] = ()
+    begun: bool = False
 
 
 class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -254,6 +258,8 @@ class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
     delta: tuple[int, int] = (0, 0)
     """For `settle`: change of the workflow's (open, waiting) counts because of its inputs elsewhere."""
     run: Run | None = None
+    errors: int = 0
+    """For `settle`: change of the workflow's count of errors; a dead letter that is redriven is none any more."""
 
 
 class ForwardBatch(msgspec.Struct, array_like=True):

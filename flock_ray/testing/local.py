@@ -149,7 +149,7 @@ class InlineExecutor:
                 continue
             lane = self._lanes.get(task.agent)
             if lane is None:
-                error = wire.ErrorInfo("UnknownAgentError", task.agent, retryable=True)
+                error = wire.ErrorInfo(wire.NOT_RUN, task.agent, retryable=True)
                 self._on_done([(shard, wire.Completion(task.id, task.attempt, task.slot, error=error))])
                 continue
             self._open[_key_of(task)] = None

@@ -11,7 +11,7 @@ from flock_ray.core.ids import activation_id
 from flock_ray.core.records import Admitted, Completed, LetterDiscarded, LetterRedriven, Record, Retried
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Activation, Lane, Slot
-from flock_ray.core.wire import LimitSpec, RetrySpec
+from flock_ray.core.wire import LimitSpec, RetrySpec, Run
 
 
 class FailureAudit(ShardCore):
@@ -27,6 +27,8 @@ class FailureAudit(ShardCore):
         """Activations of redrives, with their workflow."""
         self.failures: Counter[bytes] = Counter()
         """By activation: attempts that counted and after which another one was to be made."""
+        self._brought: dict[bytes, int] = {}
+        """Attempts that had counted before a deploy moved an activation here from another shard."""
         self._let_through: dict[str, dict[bytes, tuple[int, str]]] = defaultdict(dict)
         """By agent: (slot, key) of the activations that count for its limits."""
         self._starts: dict[tuple[str, str | None], list[int]] = defaultdict(list)
@@ -45,6 +47,12 @@ class FailureAudit(ShardCore):
         others = [(a.agent, a.lane) for a in slot.open.values()]
         assert (activation.agent, activation.lane) in others, "an activation was skipped for no other one"
         super()._skip(slot, activation, now_us)
+
+    def _on_run(self, slot: Slot, run: Run, now_us: int) -> None:
+        before = self.failures[run.id] + self._brought.get(run.id, 0)
+        assert run.failures >= before, "an activation that was moved has fewer failures than before"
+        self._brought[run.id] = run.failures - self.failures[run.id]
+        super()._on_run(slot, run, now_us)
 
     def replay(self, record: Record) -> None:
         if isinstance(record, Completed | Retried):
@@ -70,9 +78,10 @@ class FailureAudit(ShardCore):
             assert not activation.due_us, "an attempt failed while the next one was waited for"
             assert record.due_us >= record.at_us + ask.after_us
             self.failures[completion.id] += ask.counts
-            assert self.failures[completion.id] < spec.max_attempts, "an activation was tried too often"
+            tried = self.failures[completion.id] + self._brought.get(completion.id, 0)
+            assert tried < spec.max_attempts, "an activation was tried too often"
         elif completion.error is not None and ask is not None and spec is not None and not spec.budget_ratio:
-            tried = self.failures[completion.id] + 1
+            tried = self.failures[completion.id] + self._brought.get(completion.id, 0) + 1
             assert tried == spec.max_attempts, f"given up after {tried} of {spec.max_attempts} attempts"
 
     # -- dead letters ---------------------------------------------------------------------------

@@ -140,6 +140,8 @@ class Story:
     accepted: list[bytes] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
     restarts: int = 0
+    has_limits: bool = False
+    """The late deploy has given limits to an agent that had none."""
 
 
 SEEING = (
@@ -194,6 +196,9 @@ async def deploy_late(world: World, story: Story) -> None:
         flock = story.flock
         if "late" not in flock._builders:
             declare_late(flock)
+        if not story.has_limits:  # this may be a second try
+            story.has_limits = True
+            flock._builders["retry"].concurrency(2).rate_limit(5, timedelta(seconds=1))
         await flock.start()
 
     await asyncio.sleep(world.rng.random() * 4)

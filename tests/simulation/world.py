@@ -130,9 +130,19 @@ class World:
         self.breakdowns.append(AssertionError(text))
 
     def is_open(self, shard: int, completion: Completion) -> bool:
-        """Say whether a process of a shard, maybe one that was cut off, means to run an activation again."""
+        """Say whether a process of a shard, maybe one that was cut off, means to run an activation again.
+
+        Since a deploy it may be in another slot, or on its way there, or over.
+        """
+        key = completion.id
         slots = (core.slots.get(completion.slot) for core in self.lives[shard])
-        return any(slot is not None and completion.id in slot.open for slot in slots)
+        if any(slot is not None and key in slot.open for slot in slots):
+            return True
+        every = (slot for cores in self.lives.values() for core in cores for slot in core.slots.values())
+        return any(key in disk.ended for disk in self.disks.values()) or any(
+            key in slot.open or any(f.run is not None and f.run.id == key for f in slot.outbox.values())
+            for slot in every
+        )
 
     def check(self) -> None:
         """Fail as soon as anything went wrong."""

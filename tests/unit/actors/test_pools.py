@@ -9,7 +9,11 @@ from flock_ray.core.wire import PoolInfo
 async def test_a_pool_that_has_failed_for_hours_still_tries_again() -> None:
     nothing = cast("Any", None)
     keeper = PoolKeeper(
-        1, peers=nothing, spawner=nothing, monotonic=lambda: 100.0, settings=RouterSettings(max_backoff_s=30.0)
+        1,
+        peers=nothing,
+        spawner=nothing,
+        monotonic=lambda: 100.0,
+        settings=RouterSettings(max_backoff_s=30.0),
     )
     pool = Pool(PoolInfo())
     waits = []

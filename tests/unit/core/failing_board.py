@@ -107,6 +107,7 @@ class FailingBoard:
         table = TableSpec(self.version, infos, tuple(subscription(name) for name in self.limits))
         for shard in self.shards:
             shard.core.install(table, self.now)
+        for shard in self.shards:  # not before: a shard takes nothing from one that has a newer table
             self.commit(shard)
         self.grant()
 
@@ -171,8 +172,8 @@ class FailingBoard:
         for record in records:
             if isinstance(record, Admitted):
                 for activation in self.activations(shard, record.ids):
-                    self.admitted[record.agent, ""].append(self.now)
-                    self.admitted[record.agent, activation.lane].append(self.now)
+                    for key in {"", activation.lane}:
+                        self.admitted[record.agent, key].append(self.now)
 
     def activations(self, shard: Shard, ids: tuple[bytes, ...]) -> list[Activation]:
         return [a for slot in shard.core.slots.values() for a in slot.open.values() if a.id in ids]

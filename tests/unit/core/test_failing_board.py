@@ -168,6 +168,83 @@ def test_a_deploy_without_limits_lets_everything_through(agent: str) -> None:
     assert len(board.running) == len(board.open()) >= before
 
 
+NEW = [name for name, limits in LIMITS.items() if limits is not None and not limits.singleton]
+
+
+@given(st.sampled_from(NEW), st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_limits_that_a_deploy_brings_hold_for_what_was_ready_before(name: str, seed: int) -> None:
+    # Given an agent without limits, of which some runs run, some are ready, some wait to be tried again
+    rng = random.Random(seed)
+    board = FailingBoard({"agent": None})
+    board.grant(concurrency=rng.randrange(4))
+    for _ in range(20):
+        board.publish("agent", "", rng.choice("uvwxyz"))
+        if board.running and rng.random() < 0.3:
+            board.end(rng.choice(sorted(board.running)), rng.choice(("ok", "retry")))
+    before = set(board.running)
+    # When a deploy brings limits, and whatever happens next
+    limits = board.limits["agent"] = LIMITS[name]
+    assert limits is not None
+    board.slow = rng.random() < 0.5
+    board.install()
+    for _ in range(40):
+        what = rng.choice(("end", "end", "wait", "lose", "restart", "publish", "deliver", "cancel", "rotate"))
+        if what == "end" and board.running:
+            board.end(rng.choice(sorted(board.running)), rng.choice(("ok", "ok", "retry")))
+        elif what == "wait":
+            board.wait(rng.choice((40, 400)))
+        elif what == "lose":
+            board.lose(rng.choice(board.shards))
+        elif what == "restart":
+            board.restart(rng.choice(board.shards))
+        elif what == "publish":
+            board.publish("agent", "", rng.choice("uvwxyz"))
+        elif what == "deliver":
+            board.deliver(0.7, rng)
+        elif what == "cancel" and rng.random() < 0.2:
+            board.cancel(rng.choice("uvwxyz"))
+        elif what == "rotate":
+            board.rotate(rng.choice(board.shards))
+        # Then everything that begins now was let through, and never too much of it
+        before &= set(board.running)
+        through = [a for a in board.open() if a.admitted]
+        assert {task for _, task in board.running.keys() - before} <= {a.id for a in through}
+        assert len(through) <= (limits.concurrency or 99)
+        assert len(through) <= (limits.keyed_concurrency or 99)
+        for rate in limits.rates:
+            assert most_in(board.admitted["agent", ""], rate.per_us) <= rate.limit
+    for shard in board.shards:
+        board.check_rebuilt(shard)
+    # And all of it runs in the end
+    for shard in board.shards:
+        shard.core.force_breaker("agent", open_=False, by="me", now_us=board.now)
+        board.commit(shard)
+    board.slow = False
+    board.deliver()
+    for _ in range(400):
+        for place in sorted(board.running):
+            board.end(place, "ok")
+        if not board.open():
+            break
+        board.wait(400)
+    assert board.open() == []
+    assert all(shard.core.idle for shard in board.shards)
+
+
+@pytest.mark.parametrize("how", ["skip", "replace"])
+def test_what_had_begun_before_a_deploy_gives_way_to_nothing(how: str) -> None:
+    board = FailingBoard({"agent": None})
+    board.publish("agent", "", "u")
+    board.end(next(iter(board.running)), "retry")  # waits for its second attempt
+    board.limits["agent"] = LimitSpec(singleton=how)
+    board.install()
+    board.publish("agent", "", "v")
+    board.wait(200)
+    assert sorted(a.failures for a in board.open()) == [0, 1]
+    assert sorted(task.failures for task in board.running.values()) == [0, 1]
+
+
 def test_a_million_idle_keys_are_forgotten() -> None:
     board = FailingBoard({"keyed": LimitSpec(rates=(Rate(1, 10, True),), keyed_concurrency=1, keyed=True,
                                              concurrency=1000)})  # fmt: skip

@@ -468,3 +468,26 @@ def test_a_deploy_without_the_limits_lets_everything_go() -> None:
         return runs
 
     assert [0, 1, 2, 3, 4] == sorted(run_virtual(main()).order())
+
+
+def test_a_deploy_with_limits_holds_for_what_was_ready_without_them() -> None:
+    """What had been ready when the limits came was once let through all at once."""
+
+    async def main() -> Runs:
+        # Given nine runs of an agent without limits: three were handed out, one by each shard; six are ready
+        runs = Runs()
+        async with VirtualFlock(shards=3) as flock:
+            builder = flock.agent("work").consumes(Job).publishes(Ack).runs(runs.__call__).max_concurrency(1)
+            await asyncio.gather(*(flock.publish(Job(n=n), correlation_id=f"w{n}") for n in range(9)))
+            await asyncio.sleep(0.5)
+            assert [0.0] == [round(at) for at in runs.times()]
+            # When a deploy lets more run at once, but no more than two in a minute
+            builder.max_concurrency(9).rate_limit(2, per=60 * S)
+            await flock.start()
+            await flock.run_until_idle(timeout=1_000)
+            return runs
+
+    runs = run_virtual(main())
+    assert sorted(runs.ended) == list(range(9))
+    after = runs.times()[3:]
+    assert all(later - now >= 59.9 for now, later in zip(after, after[2:], strict=False))
