@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -68,6 +69,7 @@ class RayGateway(GatewayHost):
         """Begin to work; safe to repeat. Returns the process id."""
         self._orphaned.cancel()
         if not self._tasks:
+            _allow_connections()
             self._tasks = [asyncio.ensure_future(task) for task in (self._stay(), self._keep(), self._warm())]
         return os.getpid()
 
@@ -112,6 +114,14 @@ class RayGateway(GatewayHost):
                 if (gone.final and known) or now - alone_since > GONE_AFTER_S:
                     _end()
                 await asyncio.sleep(0.2)
+
+
+def _allow_connections() -> None:
+    """Let this process have as many open files as the system allows: each open call has a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS says infinite and means less
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _end() -> None:

@@ -29,6 +29,8 @@ from flock_ray.model import ModelReply, ModelRequest, Timeouts, ToolCall, Usage
 __all__ = ["LitellmProvider", "litellm_module"]
 
 MAX_ANSWER_CHARS = 8 * 1024 * 1024
+MAX_CONNECTIONS = 65_536
+"""Of one process: more than calls may be open. litellm takes 0 for aiohttp's default, which is 100."""
 MAX_BLANK_CHARS = 8192
 """So much white space in a row is a model that got stuck, as some do when they write JSON."""
 
@@ -45,8 +47,8 @@ def litellm_module() -> Any:
             for name, value in (
                 ("LITELLM_LOCAL_MODEL_COST_MAP", "True"),
                 ("LITELLM_LOG", "ERROR"),
-                ("AIOHTTP_CONNECTOR_LIMIT", "0"),
-                ("AIOHTTP_CONNECTOR_LIMIT_PER_HOST", "0"),
+                ("AIOHTTP_CONNECTOR_LIMIT", str(MAX_CONNECTIONS)),
+                ("AIOHTTP_CONNECTOR_LIMIT_PER_HOST", str(MAX_CONNECTIONS)),
             ):
                 os.environ.setdefault(name, value)
             # Of pydantic, about a type of litellm's.

@@ -230,6 +230,19 @@ async def test_connections_are_used_again(server: LLMServer) -> None:
     assert server.num_connections == 1
 
 
+async def test_more_calls_than_a_hundred_have_a_connection_at_once(server: LLMServer) -> None:
+    # aiohttp's default is 100 connections: the rest of many calls waited for no reason
+    server.latency_s = 600.0
+    calls = gateway(server)
+    asked = [asyncio.ensure_future(calls.complete(request(str(number)))) for number in range(150)]
+    try:
+        await server.until(lambda seen: seen.open == 150)
+    finally:
+        for call in asked:
+            call.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+
+
 async def test_a_429_without_a_time_backs_off_and_with_one_waits_so_long(server: LLMServer) -> None:
     server.script(answers.rate_limited(30.0))
 
