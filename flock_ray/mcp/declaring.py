@@ -284,12 +284,10 @@ def _params(given: Any, at: str) -> ServerParameters:
             f"{at} connection_params must be one of {', '.join(kind.__name__ for kind in _KINDS)} of flock_ray.mcp, "
             f"got a {type(given).__name__}"
         )
-    if isinstance(params, WebsocketServerParameters):
-        raise ConfigurationError(
-            f"{at} the MCP SDK has no WebSocket client any more; reach the server by StreamableHttpServerParameters"
-        )
     if find_spec("mcp") is None:
         raise ConfigurationError(f"{at} the MCP SDK is not installed; pip install 'flock-ray[mcp]'")
+    if isinstance(params, WebsocketServerParameters) and find_spec("websockets") is None:
+        raise ConfigurationError(f"{at} websockets is not installed; pip install 'flock-ray[mcp]'")
     if isinstance(params, HttpParameters) and not (params.auth is None or _is_auth(params.auth)):
         raise ConfigurationError(
             f"{at} auth must be an httpx2.Auth, the HTTP library of the MCP SDK, got a {type(params.auth).__name__}; "

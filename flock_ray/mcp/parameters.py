@@ -36,17 +36,22 @@ def _seconds(value: float | timedelta) -> float:
     return seconds
 
 
-def _one_url(url: str) -> str:
+def _one_url(url: str, schemes: tuple[str, ...] = ("http", "https")) -> str:
     # A client library would fail on these at the first use, in a worker.
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-        raise ValueError("must be a URL such as https://example.com/mcp")
+    if parts.scheme not in schemes or not parts.hostname:
+        raise ValueError(f"must be a URL such as {schemes[-1]}://example.com/mcp")
     return url
+
+
+def _websocket_url(url: str) -> str:
+    return _one_url(url, ("ws", "wss"))
 
 
 SecretValues = Annotated[Mapping[str, str | SecretStr] | None, AfterValidator(_hidden)]
 Seconds = Annotated[float | timedelta, AfterValidator(_seconds)]
 Url = Annotated[str, AfterValidator(_one_url)]
+WebsocketUrl = Annotated[str, AfterValidator(_websocket_url)]
 
 
 class _Parameters(BaseModel):
@@ -109,10 +114,11 @@ class StreamableHttpServerParameters(HttpParameters):
 
 
 class WebsocketServerParameters(_Parameters):
-    """A server over WebSocket. The MCP SDK 2 has no client for it any more: `add_mcp` refuses these."""
+    """A server over WebSocket: a message per text frame, subprotocol `mcp`, as servers of the SDK 1 speak it."""
 
     transport_type: Literal["websocket"] = "websocket"
-    url: Url = Field(repr=False)
+    url: WebsocketUrl = Field(repr=False)
+    """With ws:// or wss://; a token belongs into its query, which is never shown."""
 
     def __repr_args__(self) -> Any:
         """Show the URL without what may be secret in it."""

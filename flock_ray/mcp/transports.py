@@ -59,7 +59,7 @@ async def open_transport(
 
     Raises:
         OSError: It can't be started.
-        httpx2.HTTPError: It can't be reached.
+        httpx2.HTTPError: It can't be reached; over WebSocket an OSError or a WebSocketException.
     """
     async with contextlib.AsyncExitStack() as stack:
         if isinstance(params, StdioServerParameters):
@@ -78,7 +78,9 @@ async def open_transport(
             )  # fmt: skip
             read, write = await stack.enter_async_context(streams)
         else:
-            raise ValueError("the MCP SDK has no WebSocket client")
+            from flock_ray.mcp.websocket import websocket_client
+
+            read, write = await stack.enter_async_context(websocket_client(params, diagnosis))
         yield _Watched(read, on_end), write
 
 

@@ -47,7 +47,7 @@ def why(error: BaseException, server: McpServer, diagnosis: Diagnosis) -> str:
         return f"{where} refuses the credentials (HTTP {diagnosis.status}): check headers= or auth="
     if diagnosis.status is not None:
         return f"{where} answers with HTTP status {diagnosis.status}"
-    if kind in ("ConnectError", "ConnectTimeout"):
+    if kind in ("ConnectError", "ConnectTimeout", "ConnectionRefusedError", "gaierror"):
         return f"nobody answers at {where}"
     if isinstance(error, TimeoutError) or kind.endswith("Timeout"):
         return f"{where} did not answer in time"

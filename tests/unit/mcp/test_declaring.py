@@ -149,10 +149,6 @@ def test_parameters_of_the_sdk_are_taken_as_ours() -> None:
         ({"name": "a_"}, "single '_'"),
         ({"name": "x" * 33}, "at most 32"),
         ({"name": "fs", "connection_params": "npx"}, "StdioServerParameters"),
-        (
-            {"name": "ws", "connection_params": WebsocketServerParameters(url="ws://x/")},
-            "no WebSocket client",
-        ),
         ({"enable_prompts_feature": True}, "prompts"),
         ({"enable_sampling_feature": True}, "your models"),
         ({"max_retries": -1}, "max_retries"),
