@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 
 from examples.llm.stage import perform
 from flock_ray import Flock, When, WorkflowError, flock_type
-from flock_ray.model import ModelRequest
 
 ROUNDS = 4
 
@@ -78,15 +77,5 @@ async def play(flock: Flock) -> None:
         print(error.error_type, error.error_message)
 
 
-def _speech(request: ModelRequest) -> Argument:
-    """Answer the argument of the last message."""
-    said = str(request.messages[-1]["content"])
-    number = next((n for n in range(ROUNDS, 0, -1) if f'"round":{n}' in said), 0) + 1
-    side: Literal["for", "against"] = "for" if request.caller.agent in ("proposer", "defender") else "against"
-    return Argument(side=side, text=f"Point {number} of the {request.caller.agent}.", round=number)
-
-
-SCRIPT = {"judge": [Ruling(winner="against", reason="Editors differ.")], "*": _speech}
-
 if __name__ == "__main__":
-    perform(play, SCRIPT)
+    perform(play, "debate")

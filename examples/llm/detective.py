@@ -8,9 +8,8 @@ from pydantic import BaseModel, Field
 
 from examples.llm.stage import perform
 from flock_ray import Flock, WorkflowError, flock_type
-from flock_ray.model import ToolCall
 
-SCENE = Path(__file__).resolve().parent
+SCENE = Path(__file__).resolve().with_name("scene")
 MAX_READ = 20_000
 
 
@@ -58,7 +57,7 @@ def declare(flock: Flock) -> None:
 
 async def play(flock: Flock) -> None:
     declare(flock)
-    await flock.publish(Case(question="Where is it decided whether a play is a rehearsal?"))
+    await flock.publish(Case(question="Why do pensioners pay more on Sundays than on other days?"))
     await flock.run_until_idle(timeout=300)
     for verdict in await flock.store.list_by_type("Verdict"):
         print(f"{verdict.payload['answer']} ({verdict.payload['file']}:{verdict.payload['line']})")
@@ -67,16 +66,5 @@ async def play(flock: Flock) -> None:
         print(error.error_type, error.error_message)
 
 
-SCRIPT = {
-    "detective": [
-        ToolCall("1", "list_files", "{}"),
-        [
-            ToolCall("2", "read_file", '{"name": "stage.py"}'),
-            ToolCall("3", "read_file", '{"name": "/etc/passwd"}'),
-        ],
-        {"answer": "In perform(), by the environment", "file": "stage.py", "line": 16},
-    ]
-}
-
 if __name__ == "__main__":
-    perform(play, SCRIPT)
+    perform(play, "detective")

@@ -14,9 +14,8 @@ from pydantic import BaseModel, Field
 from examples.llm.stage import perform
 from flock_ray import Flock, WorkflowError, flock_type
 from flock_ray.mcp import StdioServerParameters
-from flock_ray.model import ToolCall
 
-SHELF = Path(__file__).resolve().parent
+SHELF = Path(__file__).resolve().with_name("shelf")
 
 
 @flock_type
@@ -46,7 +45,7 @@ def declare(flock: Flock) -> None:
 
 async def play(flock: Flock) -> None:
     declare(flock)
-    await flock.publish(Request(question="Which example shows a loop that ends?"))
+    await flock.publish(Request(question="May I bring my dragon into the library?"))
     await flock.run_until_idle(timeout=300)
     for reference in await flock.store.list_by_type("Reference"):
         print(f"{reference.payload['answer']} ({reference.payload['file']})")
@@ -55,16 +54,5 @@ async def play(flock: Flock) -> None:
         print(error.error_type, error.error_message)
 
 
-SCRIPT = {
-    "librarian": [
-        ToolCall("1", "files__list_directory", '{"path": "."}'),
-        [
-            ToolCall("2", "files__read_file", '{"path": "debate.py"}'),
-            ToolCall("3", "files__read_file", '{"path": "../../../etc/passwd"}'),
-        ],
-        Reference(answer="The debate: nobody answers its last round", file="debate.py"),
-    ]
-}
-
 if __name__ == "__main__":
-    perform(play, SCRIPT)
+    perform(play, "files")

@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, Field
 
-from examples.llm.stage import perform
+from examples.llm.stage import CASSETTES, MODEL, on, perform
 from flock_ray import Flock, WorkflowError, flock_type
+from flock_ray.gateway.gateway import Gateway
+from flock_ray.gateway.settings import GatewayPlan
 from flock_ray.model import ModelReply, ModelRequest
-from flock_ray.testing import ScriptedModel, VirtualFlock
+from flock_ray.testing import VirtualFlock
 
 DESKS = {"business": "money and jobs", "science": "what is known and what is not", "sports": "who wins"}
 
@@ -61,32 +63,16 @@ async def play(flock: Flock) -> None:
         print(error.error_type, error.error_message)
 
 
-SCRIPT = {
-    "business": Story(
-        desk="business",
-        headline="Velodrome: forty jobs, and a loan",
-        text="The city lends twelve million. Forty people will work there. Whether it pays is open.",
-    ),
-    "science": Story(
-        desk="science",
-        headline="What lives on the airfield",
-        text="Larks breed on the old runways. Nobody has counted them lately. A count begins in May.",
-    ),
-    "sports": Story(
-        desk="sports",
-        headline="Boards for a new generation",
-        text="The track is 250 metres long. The national team trains there. The first race is in autumn.",
-    ),
-}
+class Typist:
+    """Gives the answers of a cassette word by word, as fast as models write."""
 
-
-class Typist(ScriptedModel):
-    """Gives the answers of a script word by word, as fast as models write."""
+    def __init__(self) -> None:
+        self._gateway = Gateway(GatewayPlan(cassette=str(CASSETTES / "newsroom"), cassette_mode="replay"))
 
     async def complete(
         self, request: ModelRequest, on_text: Callable[[str], None] | None = None
     ) -> ModelReply:
-        reply = await super().complete(request)
+        reply = await self._gateway.complete(request)
         if on_text is not None:
             for word in reply.text.split(" "):
                 on_text(f"{word} ")
@@ -95,12 +81,11 @@ class Typist(ScriptedModel):
 
 
 async def rehearse() -> None:
-    async with VirtualFlock(language_model=Typist(SCRIPT)) as flock:
-        await play(flock)
+    await on(VirtualFlock(MODEL, language_model=Typist()), play)
 
 
 if __name__ == "__main__":
     if os.environ.get("FLOCK_MODEL") or not sys.stdout.isatty():
-        perform(play, SCRIPT)
+        perform(play, "newsroom")
     else:
         asyncio.run(rehearse())

@@ -54,16 +54,5 @@ async def play(flock: Flock) -> None:
         print(error.error_type, error.error_message)
 
 
-SCRIPT = {
-    "copywriter": [
-        Slogan(text="The best, most amazing and truly revolutionary lamp of all!"),
-        "I would need to know more about the lamp.",
-        Slogan(text="Light, while you are here."),
-        Slogan(text="Lumo! Unique!"),
-        Slogan(text="A lamp."),
-        Slogan(text="A lamp."),
-    ]
-}
-
 if __name__ == "__main__":
-    perform(play, SCRIPT)
+    perform(play, "slogans")

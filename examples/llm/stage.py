@@ -1,25 +1,39 @@
-"""Where the examples of this folder run: on a real model, or as a rehearsal."""
+"""Where the examples of this folder run: on a real model, or on a cassette, without one.
+
+A cassette is a folder of answers that were recorded, one readable file for each request. To record your own:
+
+    FLOCK_MODEL=openai/gpt-4.1-mini FLOCK_CASSETTE=examples/llm/cassettes/debate FLOCK_CASSETTE_MODE=record \
+        python -m examples.llm.debate
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from flock_ray import Flock
-from flock_ray.testing import ScriptedModel, VirtualFlock, run_virtual
+from flock_ray.testing import VirtualFlock, run_virtual
+
+MODEL = "openai/gpt-4.1-mini"
+"""The model whose answers are on the cassettes."""
+CASSETTES = Path(__file__).with_name("cassettes")
+
+Play = Callable[[Flock], Awaitable[None]]
 
 
-def perform(play: Callable[[Flock], Awaitable[None]], script: Mapping[str, Any]) -> None:
-    """Run `play` on a flock with the model that is configured, or with scripted answers by agent."""
+def perform(play: Play, cassette: str) -> None:
+    """Run `play` on a flock with the model that is configured, or on a cassette in virtual time."""
     if os.environ.get("FLOCK_MODEL"):
-        asyncio.run(_on(Flock(), play))
+        asyncio.run(on(Flock(), play))
     else:
-        print("a rehearsal: answers are written down; set FLOCK_MODEL for a real one")
-        run_virtual(_on(VirtualFlock(language_model=ScriptedModel(script)), play))
+        print("recorded answers; set FLOCK_MODEL for a real model")
+        flock = VirtualFlock(MODEL, cassette=CASSETTES / cassette, cassette_mode="replay")
+        run_virtual(on(flock, play))
 
 
-async def _on(flock: Flock, play: Callable[[Flock], Awaitable[None]]) -> None:
+async def on(flock: Flock, play: Play) -> None:
+    """Run `play` on a flock, and close it."""
     async with flock:
         await play(flock)

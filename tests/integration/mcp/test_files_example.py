@@ -1,28 +1,30 @@
-"""The example with an MCP server for files: a real server, rehearsed answers."""
+"""The example with an MCP server for files: a real server, recorded answers."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 
 from examples.llm import files
-from flock_ray.testing import ScriptedModel, VirtualFlock, run_virtual
+from examples.llm.stage import CASSETTES, perform
 
 
-def test_the_librarian_reads_its_directory_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ScriptedModel(files.SCRIPT)
-
-    async def scenario() -> None:
-        async with VirtualFlock(language_model=model) as flock:
-            await files.play(flock)
-
-    run_virtual(scenario())
+def test_the_librarian_reads_its_directory_and_nothing_else(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FLOCK_MODEL", raising=False)
+    perform(files.play, "files")
 
     printed = capsys.readouterr().out
-    assert "The debate: nobody answers its last round (debate.py)" in printed
+    assert "Only if it is smaller than a cat (house_rules.md)" in printed
     assert "tool files__list_directory" in printed
-    told = [str(message["content"]) for message in model.requests[-1].messages if message["role"] == "tool"]
-    assert "files_server.py" in told[0]
-    assert told[1].startswith('1: """A debate')
+    asked = [json.loads(path.read_text())["request"] for path in (CASSETTES / "files").iterdir()]
+    # It was found on the cassette, so this is what was asked.
+    last = max(asked, key=lambda request: len(request["messages"]))
+    told = [str(message["content"]) for message in last["messages"] if message["role"] == "tool"]
+    assert "house_rules.md" in told[0]
+    assert told[1].startswith("1: # House rules")
     assert "outside of the directories" in told[2]
-    offered = {tool["function"]["name"] for tool in model.requests[0].tools}
+    offered = {tool["function"]["name"] for tool in last["tools"]}
     assert {"files__list_directory", "files__read_file"} == offered

@@ -15,7 +15,6 @@ from flock_ray.mcp import (
     SseServerParameters,
     StdioServerParameters,
     StreamableHttpServerParameters,
-    WebsocketServerParameters,
 )
 
 SERVER = StdioServerParameters(command="server")
