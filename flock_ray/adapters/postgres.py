@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from flock_ray.adapters import postgres_sql as sql
-from flock_ray.adapters.postgres_audit import AuditReport, verify_audit
+from flock_ray.adapters.audit_trail import AuditReport
+from flock_ray.adapters.postgres_audit import verify_audit
 from flock_ray.adapters.postgres_connections import Address, Connection, close_connection
 from flock_ray.adapters.postgres_errors import SETTINGS_ERRORS, settings_error
 from flock_ray.adapters.postgres_index import PostgresStore

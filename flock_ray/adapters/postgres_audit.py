@@ -1,55 +1,16 @@
-"""The audit log in PostgreSQL: what is logged, and how it is verified."""
+"""The audit log in PostgreSQL: its columns, and how it is verified."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from flock_ray.adapters import postgres_sql as sql
+from flock_ray.adapters.audit_trail import ENTRIES_PER_READ, AuditReport, chain_name, check_chain
 from flock_ray.adapters.postgres_connections import Address, Connection, close_connection
 from flock_ray.adapters.postgres_errors import DRIVER_ERRORS, store_error
-from flock_ray.adapters.postgres_rows import column_text
-from flock_ray.core.audit import AuditEntry, AuditFact, AuditHead, AuditProblem, ChainVerifier
-from flock_ray.core.rows import StoreBatch
+from flock_ray.core.audit import AuditEntry, AuditFact, AuditHead, AuditProblem
 from flock_ray.errors import ConfigurationError
-
-_ENTRIES_PER_READ = 5_000
-
-
-def chain_name(board: str, shard: int) -> str:
-    """Return the name of a shard's chain: no entry fits into the chain of another shard or board."""
-    return f"{board}/{shard}"
-
-
-def _fact(at_us: int, kind: str, subject: str, actor: str = "", detail: str = "") -> AuditFact:
-    """Make a fact of texts that are hashed as they are stored."""
-    return AuditFact(at_us, column_text(kind), column_text(subject), column_text(actor), column_text(detail))
-
-
-def batch_facts(batch: StoreBatch) -> list[AuditFact]:
-    """Return what a batch adds: one fact per artifact from outside, ended activation and decision."""
-    facts = [
-        _fact(batch.at_us, "artifact.published", e.id.hex(), e.produced_by, f"{e.type} in {e.correlation_id}")
-        for _, e in batch.artifacts
-        if e.activation_id is None
-    ]
-    facts += [
-        _fact(row.ended_us, f"activation.{row.status}", row.id.hex(), row.agent, row.error_type)
-        for row in batch.activations
-    ]
-    facts += [_fact(d.at_us, d.kind, d.subject, d.actor, d.detail) for d in batch.decisions]
-    return facts
-
-
-def erasure_fact(at_us: int, artifact: bytes) -> AuditFact:
-    """Return the fact that a payload was erased."""
-    return _fact(at_us, "artifact.erased", artifact.hex())
-
-
-def removal_fact(at_us: int, workflow: str, slot: int, artifacts: int) -> AuditFact:
-    """Return the fact that a settled workflow was removed."""
-    return _fact(at_us, "workflow.removed", workflow, "", f"slot {slot}, {artifacts} artifacts")
 
 
 def audit_columns(entries: Sequence[AuditEntry]) -> list[list[Any]]:
@@ -63,27 +24,6 @@ def audit_columns(entries: Sequence[AuditEntry]) -> list[list[Any]]:
         [entry.fact.detail for entry in entries],
         [entry.hash for entry in entries],
     ]
-
-
-@dataclass(frozen=True)
-class AuditReport:
-    """What a verification found."""
-
-    board: str
-    heads: dict[int, AuditHead] = field(default_factory=dict)
-    """Where each shard's chain ends. Note them elsewhere, and give them to the next verification."""
-    problems: list[tuple[int, AuditProblem]] = field(default_factory=list)
-    """(shard, problem); empty when nothing was changed."""
-
-    @property
-    def entries(self) -> int:
-        """Entries that the chains should have."""
-        return sum(head.count for head in self.heads.values())
-
-    @property
-    def sound(self) -> bool:
-        """True when every chain is as it was written."""
-        return not self.problems
 
 
 async def verify_audit(
@@ -125,6 +65,7 @@ async def _verify(
         )
     report = AuditReport(board)
     found = {row["shard"]: row for row in rows}
+    beyond = sql.AUDIT_BEYOND.replace("{schema}", schema)
     for shard in range(rows[0]["num_shards"]):
         row = found.get(shard)
         if row is None:
@@ -133,37 +74,19 @@ async def _verify(
             )
             continue
         head = report.heads[shard] = AuditHead(row["audit_count"], row["audit_hash"])
-        chain = ChainVerifier(chain_name(board, shard))
-        problems = await _verify_chain(
-            connection, schema, row["id"], chain, head, noted.get(shard, AuditHead())
-        )
-        report.problems.extend((shard, problem) for problem in problems)
+        pages = _pages(connection, schema, row["id"], head)
+        added = await connection.fetchval(beyond, row["id"])
+        report.problems.extend(await check_chain(chain_name(board, shard), head, noted, shard, pages, added))
     return report
 
 
-async def _verify_chain(
-    connection: Connection,
-    schema: str,
-    shard_id: int,
-    chain: ChainVerifier,
-    head: AuditHead,
-    noted: AuditHead,
-) -> list[AuditProblem]:
+async def _pages(
+    connection: Connection, schema: str, shard_id: int, head: AuditHead
+) -> AsyncIterator[list[AuditEntry]]:
     """Read a chain up to its head, in short statements: a long one would keep old versions of busy rows alive."""
-    problems: list[AuditProblem] = []
     number = -(2**63)
-    seen = noted.count == 0
     statement = sql.AUDIT_ENTRIES.replace("{schema}", schema)
-    while rows := await connection.fetch(statement, shard_id, number, head.count, _ENTRIES_PER_READ):
+    while rows := await connection.fetch(statement, shard_id, number, head.count, ENTRIES_PER_READ):
         entries = [AuditEntry(row[0], AuditFact(*row[1:6]), row[6]) for row in rows]
         number = entries[-1].number
-        seen = seen or any(entry.number == noted.count and entry.hash == noted.hash for entry in entries)
-        problems += chain.check(entries)
-    problems += chain.finish(head)
-    added = await connection.fetchval(sql.AUDIT_BEYOND.replace("{schema}", schema), shard_id)
-    if added is not None:
-        problems.append(AuditProblem(added, f"Entry {added} is behind the recorded end: it was added."))
-    if not seen:
-        text = f"Entry {noted.count} is not the one that was noted: the chain was rewritten or cut."
-        problems.append(AuditProblem(noted.count, text))
-    return problems
+        yield entries

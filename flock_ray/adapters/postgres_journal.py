@@ -14,19 +14,15 @@ from typing import TypeVar
 import asyncpg
 
 from flock_ray.adapters import postgres_sql as sql
-from flock_ray.adapters.postgres_audit import (
-    audit_columns,
-    batch_facts,
-    chain_name,
-    erasure_fact,
-    removal_fact,
-)
+from flock_ray.adapters.audit_trail import batch_facts, chain_name, erasure_fact, removal_fact
+from flock_ray.adapters.postgres_audit import audit_columns
 from flock_ray.adapters.postgres_connections import Address, Connection, Connections
 from flock_ray.adapters.postgres_rows import (
     activation_columns,
     artifact_columns,
     body_crc,
     column_key,
+    column_text,
     damaged,
     frame_crc,
     key_text,
@@ -202,7 +198,7 @@ class PostgresJournal:
             StoreCorruptError: The number is not the next one; nothing was written.
         """
         parts, columns = _rows(batch)
-        facts = batch_facts(batch) if self._audited else []
+        facts = batch_facts(batch, column_text) if self._audited else []
         async with self._connections.write() as connection:
             shard_id = await self._id(connection)
             # A second round only when an earlier call, whose answer was lost, has moved the audit log.
@@ -311,7 +307,10 @@ class PostgresJournal:
                 [id_ for _, id_ in keys],
             )
             at_us = await self._now_us(connection)
-            facts = [removal_fact(at_us, key_text(id_), slot, artifacts) for id_, slot, artifacts in rows]
+            facts = [
+                removal_fact(at_us, column_text(key_text(id_)), slot, artifacts)
+                for id_, slot, artifacts in rows
+            ]
             return sum(row[2] for row in rows), facts
 
         return await self._audited_write(remove)

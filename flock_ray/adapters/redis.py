@@ -7,12 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
+from flock_ray.adapters.audit_trail import AuditReport
+from flock_ray.adapters.redis_audit import Trail, verify_streams
 from flock_ray.adapters.redis_link import RedisLink
 from flock_ray.adapters.redis_rows import FORMAT, Keys, board_key
 from flock_ray.adapters.redis_scripts import BOARD, HEAD
 from flock_ray.adapters.redis_server import inspect_server
 from flock_ray.adapters.redis_store import RedisStore
 from flock_ray.adapters.redis_url import parse_redis_url
+from flock_ray.core.audit import AuditHead
 from flock_ray.core.retention import Retention, RetentionPolicy
 from flock_ray.errors import ConfigurationError
 
@@ -36,6 +39,7 @@ class RedisPersistence:
         archive: str | None = None,
         timeout: float = 10.0,
         wait_replicas: int = 0,
+        enable_audit_log: bool = False,
     ) -> None:
         """Say where the boards are; connects at the first use.
 
@@ -50,6 +54,9 @@ class RedisPersistence:
             timeout: Longest time of one call, in seconds.
             wait_replicas: How many replicas must have a batch before it counts as written. 0: a failover
                 can lose the last acknowledged batches.
+            enable_audit_log: Whether every publish from outside, ended activation, decision, erasure and removal
+                is written to a hash-chained stream. It is in memory like all of Redis, and never trimmed. Redis
+                can't keep whoever has the password from changing it: `verify_audit` finds that.
 
         Raises:
             ConfigurationError: The URL or a number makes no sense. The message shows no secret.
@@ -64,6 +71,7 @@ class RedisPersistence:
         self._url = url
         self._timeout = timeout
         self._wait_replicas = wait_replicas
+        self._audited = enable_audit_log
         self._incarnations: dict[str, bytes] = {}
         self._warnings: list[str] = []
 
@@ -133,7 +141,28 @@ class RedisPersistence:
         line = self._line(keys.head)
         # The answer to WAIT must come before the call itself is given up.
         wait_s = self._timeout / 2
-        return RedisStore(line, keys, self._incarnations.get(board, b""), self._wait_replicas, wait_s)
+        trail = Trail(board, shard) if self._audited else None
+        known = self._incarnations.get(board, b"")
+        return RedisStore(line, keys, known, self._wait_replicas, wait_s, trail=trail)
+
+    async def verify_audit(self, board: str, *, noted: Mapping[int, AuditHead] | None = None) -> AuditReport:
+        """Find entries of a board's audit log that were changed, removed, added or reordered; changes nothing.
+
+        Args:
+            board: Name of the board; it may be in use meanwhile.
+            noted: Heads by shard of an earlier report, kept where nobody of Redis can change them: without them
+                a log that was cut, or written anew as a whole, is not found.
+
+        Raises:
+            ConfigurationError: There is no such board.
+            StoreUnavailableError: The server does not answer; retryable.
+        """
+        shards = await self.find(board)
+        if shards is None:
+            raise ConfigurationError(
+                f"There is no board {board!r} at Redis {self._target.shown}: correct its name, or the URL."
+            )
+        return await verify_streams(board, shards, self._line, noted or {})
 
     def warnings(self) -> list[str]:
         """Return what the last `prepare` found out about the durability of the server; empty when nothing."""

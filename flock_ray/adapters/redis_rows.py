@@ -76,6 +76,7 @@ class Keys:
         self.activations = prefix + b"activations"
         self.consumptions = prefix + b"consumptions"
         self.settled = prefix + b"settled"
+        self.audit = prefix + b"audit"
 
     def index(self, name: bytes) -> bytes:
         """Name the index of what shares a property; see `dimensions`."""

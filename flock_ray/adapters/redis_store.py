@@ -10,16 +10,21 @@ loses an acquire hands out the same epoch twice, and the two writers must still 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
 
+from flock_ray.adapters.audit_trail import batch_facts, erasure_fact, removal_fact
+from flock_ray.adapters.redis_audit import Trail, read_head
 from flock_ray.adapters.redis_index import Entry, RedisIndex, parts
 from flock_ray.adapters.redis_link import RedisLink
 from flock_ray.adapters.redis_rows import FEED, FORMAT, RUN, Keys, id_of, seal, unpack_workflow, unseal
 from flock_ray.adapters.redis_scripts import ACQUIRE, APPEND, CHANGE, RELEASE, SNAPSHOTS, TRUNCATE, Script
 from flock_ray.adapters.redis_writes import Commands, Value, batch_commands, encode_for_lua, removal_commands
+from flock_ray.core.audit import AuditFact, AuditHead
 from flock_ray.core.rows import ERASED, SHARD, ActivationRow, Loaded, Snapshot, StoreBatch
 from flock_ray.errors import StaleEpochError, StoreCorruptError, StoreUnavailableError
 
@@ -45,7 +50,14 @@ class RedisStore(RedisIndex):
     mode = "redis"
 
     def __init__(
-        self, line: RedisLink, keys: Keys, incarnation: bytes = b"", wait_replicas: int = 0, wait_s: float = 0
+        self,
+        line: RedisLink,
+        keys: Keys,
+        incarnation: bytes = b"",
+        wait_replicas: int = 0,
+        wait_s: float = 0,
+        *,
+        trail: Trail | None = None,
     ) -> None:
         """Open a shard.
 
@@ -55,12 +67,14 @@ class RedisStore(RedisIndex):
             incarnation: What `prepare` found: a server that lost the board since is noticed. Empty: not checked.
             wait_replicas: How many replicas must have a batch before `append` returns.
             wait_s: How long to wait for them, in seconds.
+            trail: The audit log; None: none is kept.
         """
         super().__init__(line, keys)
         self._incarnation = incarnation
         self._wait_replicas = wait_replicas
         self._wait_s = wait_s
         self._token = _NOBODY
+        self._trail = trail
 
     async def acquire(self) -> int:
         """Become the writer; see `Journal`."""
@@ -69,6 +83,8 @@ class RedisStore(RedisIndex):
             ACQUIRE, [self._keys.head], [token, self._incarnation, FORMAT], durable=True
         )
         self._token = token
+        if self._trail is not None:
+            self._trail.head = read_head(*reply[3:5])
         return int(reply[1])
 
     async def load(self) -> Loaded:
@@ -117,8 +133,14 @@ class RedisStore(RedisIndex):
         commands = batch_commands(self._keys, batch)
         first, last = (batch.artifacts[0][0], batch.artifacts[-1][0]) if batch.artifacts else (0, 0)
         checksum = seal(b"%d" % batch.lsn, batch.frame)[:4]
-        arguments = [self._token, batch.lsn, checksum, first, last, commands.packed()]
-        await self._write(APPEND, commands.keys, arguments, durable=True)
+        facts = [] if self._trail is None else batch_facts(batch)
+        rows = commands.take()
+
+        def arguments(logged: list[list[Value]], count: Value) -> list[Any]:
+            packed = encode_for_lua(rows + logged)
+            return [self._token, batch.lsn, checksum, first, last, packed, count]
+
+        await self._log(APPEND, commands, facts, arguments, durable=True)
 
     async def save_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
         """Replace snapshots; see `Journal`."""
@@ -162,7 +184,14 @@ class RedisStore(RedisIndex):
             groups = [
                 [[["1", "HEXISTS", row, key]], [["HSET", body, key, seal(key, ERASED)]]] for key in some
             ]
-            erased += sum(await self._change(CHANGE, commands, groups, durable=True))
+            facts: list[AuditFact] = []
+            if self._trail is not None:
+                known = await self._line.read(*(("HEXISTS", self._keys.artifacts, key) for key in some))
+                at_us = time.time_ns() // 1000
+                facts = [erasure_fact(at_us, key) for key, there in zip(some, known, strict=True) if there]
+                groups.append([[], []])
+            done = await self._change(CHANGE, commands, groups, facts, durable=True)
+            erased += sum(done[: len(some)])
         return erased
 
     async def close(self) -> None:
@@ -219,13 +248,54 @@ class RedisStore(RedisIndex):
     # guarded writes
 
     async def _change(
-        self, script: Script, commands: Commands, groups: list[Any], *, durable: bool = False
+        self,
+        script: Script,
+        commands: Commands,
+        groups: list[Any],
+        facts: Sequence[AuditFact] = (),
+        *,
+        durable: bool = False,
     ) -> list[int]:
-        """Do groups of commands as one step; says of each whether its checks held."""
-        reply = await self._write(
-            script, commands.keys, [self._token, encode_for_lua(groups)], durable=durable
-        )
+        """Do groups of commands as one step; says of each whether its checks held.
+
+        Facts go into the audit log together with the last group.
+        """
+
+        def arguments(logged: list[list[Value]], count: Value) -> list[Any]:
+            asked = groups
+            if logged:
+                *others, (checks, items) = groups
+                asked = [*others, [checks, [*items, *logged]]]
+            return [self._token, encode_for_lua(asked), count]
+
+        reply = await self._log(script, commands, facts, arguments, durable=durable)
         return [int(done) for done in reply[1]]
+
+    async def _log(
+        self,
+        script: Script,
+        commands: Commands,
+        facts: Sequence[AuditFact],
+        arguments: Callable[[list[list[Value]], Value], list[Any]],
+        *,
+        durable: bool,
+    ) -> list[Any]:
+        """Run a script that adds facts to the audit log, once it is known where that ends."""
+        trail = self._trail
+        if trail is None or not facts:
+            return await self._write(script, commands.keys, arguments([], ""), durable=durable)
+        while True:
+            logged, head = trail.commands(commands, self._keys, facts)
+            try:
+                reply = await self._write(
+                    script, commands.keys, arguments(logged, trail.head.count), durable=durable
+                )
+            except _MovedLogError as moved:  # by a call whose answer was lost
+                trail.head = moved.head
+                continue
+            if script is APPEND or reply[1][-1]:
+                trail.head = head
+            return reply
 
     async def _write(
         self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any], *, durable: bool = False
@@ -248,6 +318,8 @@ class RedisStore(RedisIndex):
             return StaleEpochError()
         if status in ("LOST", "OTHER"):
             return self._lost()
+        if status == "AUDIT":
+            return _MovedLogError(read_head(*details))
         if status == "NEWER":
             return self._damaged("was written by a newer version of flock_ray")
         if status == "FOREIGN":
@@ -322,6 +394,35 @@ class RedisStore(RedisIndex):
     async def _commit(
         self, commands: Commands, groups: list[Any], tried: Sequence[tuple[tuple[int, str], int]]
     ) -> tuple[int, list[tuple[int, str]]]:
+        if self._trail is not None and groups:
+            return await self._commit_logged(commands, groups, tried)
         done = await self._change(RELEASE, commands, groups)
         removed = sum(count for (_, count), held in zip(tried, done, strict=True) if held)
         return removed, [place for (place, _), held in zip(tried, done, strict=True) if not held]
+
+    async def _commit_logged(
+        self, commands: Commands, groups: list[Any], tried: Sequence[tuple[tuple[int, str], int]]
+    ) -> tuple[int, list[tuple[int, str]]]:
+        """Remove all of them with their entries in the audit log, or when one has changed, each by itself."""
+        at_us = time.time_ns() // 1000
+        facts = [removal_fact(at_us, name, slot, count) for (slot, name), count in tried]
+        checks, items = zip(*groups, strict=True)
+        whole = [list(chain.from_iterable(checks)), list(chain.from_iterable(items))]
+        (held,) = await self._change(RELEASE, commands, [whole], facts)
+        if held:
+            return sum(count for _, count in tried), []
+        if len(groups) == 1:
+            return 0, [tried[0][0]]
+        removed, changed = 0, list[tuple[int, str]]()
+        for group, one in zip(groups, tried, strict=True):
+            done, again = await self._commit_logged(commands, [group], [one])
+            removed, changed = removed + done, changed + again
+        return removed, changed
+
+
+class _MovedLogError(Exception):
+    """The audit log ends elsewhere than its writer thought."""
+
+    def __init__(self, head: AuditHead) -> None:
+        super().__init__()
+        self.head = head

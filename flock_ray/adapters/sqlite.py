@@ -15,10 +15,13 @@ from datetime import timedelta
 from pathlib import Path
 
 from flock_ray.adapters import sqlite_journal as journal
+from flock_ray.adapters.audit_trail import AuditReport
 from flock_ray.adapters.sqlite_append import Appender
+from flock_ray.adapters.sqlite_audit import verify_files
 from flock_ray.adapters.sqlite_board import find_board, prepare_board
 from flock_ray.adapters.sqlite_files import Lane, ShardFile, board_folder, in_thread, risks
 from flock_ray.adapters.sqlite_queries import Questions
+from flock_ray.core.audit import AuditHead
 from flock_ray.core.retention import Retention, RetentionPolicy
 from flock_ray.core.rows import (
     ActivationRow,
@@ -31,6 +34,7 @@ from flock_ray.core.rows import (
     WorkflowRow,
 )
 from flock_ray.core.wire import Envelope
+from flock_ray.errors import ConfigurationError
 from flock_ray.ports import ShardStore
 
 __all__ = ["SQLitePersistence", "SQLiteStore"]
@@ -49,6 +53,7 @@ class SQLitePersistence:
         path: str | os.PathLike[str],
         *,
         timeout: float = 5.0,
+        enable_audit_log: bool = False,
         ttl: timedelta | None = None,
         retention_policy: RetentionPolicy = RetentionPolicy.KEEP_ALL,
         per_type: Mapping[str, timedelta] | None = None,
@@ -59,6 +64,9 @@ class SQLitePersistence:
         Args:
             path: A folder, created by `prepare` for its user alone (0700); a relative one counts from here.
             timeout: How long to wait for a lock on a file, in seconds.
+            enable_audit_log: Whether every publish from outside, ended activation, decision, erasure and removal
+                is written to a hash-chained log in the shard's file. SQLite can't keep whoever may write the
+                file from changing it: `verify_audit` finds that.
             ttl: How long workflows that are over are kept; needs another policy than KEEP_ALL.
             retention_policy: What happens to them then.
             per_type: Times by artifact type; see `Retention`.
@@ -69,6 +77,7 @@ class SQLitePersistence:
         """
         self.path = Path(os.path.abspath(path))
         self.timeout = timeout
+        self.audited = enable_audit_log
         self.retention = Retention(ttl, retention_policy, per_type or {}, archive)
         """How long workflows that are over are kept; the board applies it."""
         self._warnings: list[str] = []
@@ -105,11 +114,30 @@ class SQLitePersistence:
     def store(self, board: str, shard: int, slots: Collection[int]) -> ShardStore:
         """Return the store of one shard; its file is opened at the first call."""
         file = ShardFile(board, shard, board_folder(self.path, board) / f"shard-{shard:04}.db")
-        return SQLiteStore(file, self.timeout)
+        return SQLiteStore(file, self.timeout, audited=self.audited)
 
     def warnings(self) -> list[str]:
         """Say what could be lost; empty before `prepare`, and when nothing could."""
         return list(self._warnings)
+
+    async def verify_audit(self, board: str, *, noted: Mapping[int, AuditHead] | None = None) -> AuditReport:
+        """Find entries of a board's audit log that were changed, removed, added or reordered; changes nothing.
+
+        Args:
+            board: Name of the board; it may be in use meanwhile.
+            noted: Heads by shard of an earlier report, kept where nobody who may write the files can change them:
+                without them a log that was cut, or written anew as a whole, is not found.
+
+        Raises:
+            ConfigurationError: There is no such board.
+            StoreUnavailableError: Another process holds a lock; retryable.
+        """
+        shards = await self.find(board)
+        if shards is None:
+            raise ConfigurationError(
+                f"There is no board {board!r} in {self.path}: correct its name, or the folder."
+            )
+        return await verify_files(self.path, board, shards, self.timeout, noted or {})
 
 
 class SQLiteStore:
@@ -117,9 +145,12 @@ class SQLiteStore:
 
     mode = "sqlite"
 
-    def __init__(self, file: ShardFile, timeout: float) -> None:
-        """Say which file, and how long to wait for a lock, in seconds."""
+    def __init__(self, file: ShardFile, timeout: float, *, audited: bool = False) -> None:
+        """Say which file, how long to wait for a lock in seconds, and whether its audit log is kept."""
         self._file = file
+        self._audited = audited
+        self._wipe = False
+        """Something was erased: what is freed from then on may be a copy of it."""
         self._epoch = 0
         self._writer = Lane(file, timeout, write=True)
         self._points = Lane(file, timeout, write=False)
@@ -131,8 +162,8 @@ class SQLiteStore:
 
     async def acquire(self) -> int:
         """Become the writer."""
-        self._epoch = await self._writer.run(journal.acquire)
-        self._appender = Appender(self._file, self._epoch)
+        self._epoch = await self._writer.run(lambda c: journal.acquire(c, audited=self._audited))
+        self._appender = Appender(self._file, self._epoch, audited=self._audited)
         return self._epoch
 
     async def load(self) -> Loaded:
@@ -149,11 +180,11 @@ class SQLiteStore:
 
     async def save_snapshots(self, snapshots: Sequence[Snapshot]) -> None:
         """Replace snapshots."""
-        await self._writer.run(lambda c: journal.save_snapshots(c, self._epoch, snapshots))
+        await self._writer.run(lambda c: journal.save_snapshots(c, self._epoch, snapshots, wipe=self._wipe))
 
     async def truncate(self, lsn: int) -> None:
         """Drop frames."""
-        await self._writer.run(lambda c: journal.truncate(c, self._epoch, lsn))
+        await self._writer.run(lambda c: journal.truncate(c, self._epoch, lsn, wipe=self._wipe))
 
     async def close(self) -> None:
         """Close the connections and end their threads."""
@@ -220,10 +251,15 @@ class SQLiteStore:
 
         def remove(connection: sqlite3.Connection) -> int:
             appender.forget()
-            return journal.remove_workflows(connection, self._file, self._epoch, workflows)
+            return journal.remove_workflows(
+                connection, self._file, self._epoch, workflows, audited=self._audited
+            )
 
         return await self._writer.run(remove)
 
     async def erase(self, ids: Collection[bytes]) -> int:
         """Overwrite payloads for good."""
-        return await self._writer.run(lambda c: journal.erase(c, self._epoch, ids))
+        self._wipe = True
+        return await self._writer.run(
+            lambda c: journal.erase(c, self._file, self._epoch, ids, audited=self._audited)
+        )

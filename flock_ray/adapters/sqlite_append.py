@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
+from flock_ray.adapters.audit_trail import batch_facts
+from flock_ray.adapters.sqlite_audit import add_facts
 from flock_ray.adapters.sqlite_files import ShardFile
 from flock_ray.adapters.sqlite_rows import artifact_crc, encode, encode_meta, frame_crc, id_hash, text_hash
 from flock_ray.adapters.sqlite_schema import (
@@ -56,10 +58,11 @@ def read_kinds(connection: sqlite3.Connection) -> Kinds:
 class Appender:
     """Writes the batches of one epoch; remembers the numbers of kinds and workflows between them."""
 
-    def __init__(self, file: ShardFile, epoch: int) -> None:
-        """Say which file, and in whose name."""
+    def __init__(self, file: ShardFile, epoch: int, *, audited: bool = False) -> None:
+        """Say which file, in whose name, and whether the file's audit log is kept."""
         self._file = file
         self._epoch = epoch
+        self._audited = audited
         self._kinds: Kinds = {}
         self._known: dict[tuple[int, str], int] = {}
 
@@ -73,6 +76,7 @@ class Appender:
         artifacts = [_artifact_row(seq, envelope) for seq, envelope in batch.artifacts]
         runs = [_activation_row(row) for row in batch.activations]
         flows = {(row.slot, row.id): _workflow_row(row) for row in batch.workflows}
+        facts = batch_facts(batch) if self._audited else []
         with transaction(connection):
             check_epoch(connection, self._epoch)
             advanced = self._advance(connection, batch, crc)
@@ -106,6 +110,7 @@ class Appender:
                 "INSERT INTO decisions (lsn, at_us, kind, subject, actor, detail) VALUES (?, ?, ?, ?, ?, ?)",
                 [(batch.lsn, d.at_us, d.kind, d.subject, d.actor, d.detail) for d in batch.decisions],
             )
+            add_facts(connection, self._file, facts)
         if len(self._known) > MAX_KNOWN:
             self._known.clear()
         self._known |= fresh

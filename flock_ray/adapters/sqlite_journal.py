@@ -10,10 +10,13 @@ is refused. The lock dies with its process; a process that is stopped while it h
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from flock_ray.adapters.audit_trail import erasure_fact, removal_fact
 from flock_ray.adapters.sqlite_append import check_epoch, transaction
+from flock_ray.adapters.sqlite_audit import add_facts, make_tables
 from flock_ray.adapters.sqlite_files import ShardFile
 from flock_ray.adapters.sqlite_rows import (
     artifact_crc,
@@ -31,9 +34,11 @@ FOUND = "eras e CROSS JOIN postings p ON p.era = e.era AND p.hash = ? AND p.what
 """Whatever a hash leads to; compare what is there."""
 
 
-def acquire(connection: sqlite3.Connection) -> int:
-    """Take the next epoch."""
+def acquire(connection: sqlite3.Connection, *, audited: bool = False) -> int:
+    """Take the next epoch; makes the tables of the audit log where one is kept for the first time."""
     with transaction(connection):
+        if audited:
+            make_tables(connection)
         connection.execute("UPDATE journal SET epoch = epoch + 1")
         (epoch,) = connection.execute("SELECT epoch FROM journal").fetchone()
     return int(epoch)
@@ -76,8 +81,12 @@ def _check_gaps(file: ShardFile, covered: int, lsns: list[int], last_lsn: int) -
     raise file.damaged(f"table frames: {what} (snapshot: {covered}, last: {last_lsn})")
 
 
-def save_snapshots(connection: sqlite3.Connection, epoch: int, snapshots: Sequence[Snapshot]) -> None:
-    """Replace snapshots, but none by an older one."""
+def save_snapshots(
+    connection: sqlite3.Connection, epoch: int, snapshots: Sequence[Snapshot], *, wipe: bool = False
+) -> None:
+    """Replace snapshots, but none by an older one; `wipe` overwrites what that frees."""
+    if wipe:
+        connection.execute("PRAGMA secure_delete = ON")
     rows = [(s.slot, s.lsn, snapshot_crc(s.slot, s.lsn, s.data), s.data) for s in snapshots]
     with transaction(connection):
         check_epoch(connection, epoch)
@@ -88,20 +97,36 @@ def save_snapshots(connection: sqlite3.Connection, epoch: int, snapshots: Sequen
         )
 
 
-def truncate(connection: sqlite3.Connection, epoch: int, lsn: int) -> None:
-    """Drop frames."""
+def truncate(connection: sqlite3.Connection, epoch: int, lsn: int, *, wipe: bool = False) -> None:
+    """Drop frames; `wipe` overwrites what that frees, and empties the write-ahead log."""
+    if wipe:
+        connection.execute("PRAGMA secure_delete = ON")
     with transaction(connection):
         check_epoch(connection, epoch)
         connection.execute("DELETE FROM frames WHERE lsn <= ?", (lsn,))
+    if wipe:
+        empty_log(connection)
 
 
 def remove_workflows(
-    connection: sqlite3.Connection, file: ShardFile, epoch: int, workflows: Sequence[tuple[int, str]]
+    connection: sqlite3.Connection,
+    file: ShardFile,
+    epoch: int,
+    workflows: Sequence[tuple[int, str]],
+    *,
+    audited: bool = False,
 ) -> int:
     """Delete settled workflows; return how many artifacts went."""
     with transaction(connection):
         check_epoch(connection, epoch)
-        return sum(_remove_workflow(connection, file, slot, name) for slot, name in workflows)
+        gone = [(slot, name, _remove_workflow(connection, file, slot, name)) for slot, name in workflows]
+        removed = [(slot, name, count) for slot, name, count in gone if count is not None]
+        if audited:
+            at_us = now_us()
+            add_facts(
+                connection, file, [removal_fact(at_us, name, slot, count) for slot, name, count in removed]
+            )
+    return sum(count for *_, count in removed)
 
 
 def newest(connection: sqlite3.Connection, slot: int, name: str) -> tuple[int, int | None] | None:
@@ -114,10 +139,11 @@ def newest(connection: sqlite3.Connection, slot: int, name: str) -> tuple[int, i
     return row
 
 
-def _remove_workflow(connection: sqlite3.Connection, file: ShardFile, slot: int, name: str) -> int:
+def _remove_workflow(connection: sqlite3.Connection, file: ShardFile, slot: int, name: str) -> int | None:
+    """Return how many artifacts went; None: there is no such workflow, or it is not settled."""
     row = newest(connection, slot, name)
     if row is None or row[1] is None:
-        return 0
+        return None
 
     def rows_of(table: str, key: str, what: int, columns: str) -> list[tuple[Any, ...]]:
         owner = "id" if what == WORKFLOW else "correlation_id"
@@ -149,19 +175,45 @@ def _remove_workflow(connection: sqlite3.Connection, file: ShardFile, slot: int,
     return len(artifacts)
 
 
-def erase(connection: sqlite3.Connection, epoch: int, ids: Collection[bytes]) -> int:
-    """Overwrite payloads, in the file's free space and its write-ahead log too; return how many there were."""
+def erase(
+    connection: sqlite3.Connection,
+    file: ShardFile,
+    epoch: int,
+    ids: Collection[bytes],
+    *,
+    audited: bool = False,
+) -> int:
+    """Overwrite payloads, in the file's free space and its write-ahead log too; return how many there were.
+
+    Frames and snapshots that hold copies go later: wipe them.
+    """
     connection.execute("PRAGMA secure_delete = ON")
     with transaction(connection):
         check_epoch(connection, epoch)
-        found = [row for key in dict.fromkeys(ids) if (row := find(connection, key, "w.seq, w.meta"))]
+        found = [
+            (key, *row)
+            for key in dict.fromkeys(ids)
+            if (row := find(connection, key, "w.seq, w.meta")) is not None
+        ]
         connection.executemany(
             "UPDATE artifacts SET payload = ?, crc = ? WHERE seq = ?",
-            [(ERASED, artifact_crc(meta, ERASED), seq) for seq, meta in found],
+            [(ERASED, artifact_crc(meta, ERASED), seq) for _, seq, meta in found],
         )
-    connection.execute("PRAGMA secure_delete = FAST")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if audited:
+            at_us = now_us()
+            add_facts(connection, file, [erasure_fact(at_us, key) for key, *_ in found])
+    empty_log(connection)
     return len(found)
+
+
+def empty_log(connection: sqlite3.Connection) -> None:
+    """Copy the write-ahead log into the file and empty it: it holds pages as they were."""
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def now_us() -> int:
+    """Return wall time in microseconds."""
+    return time.time_ns() // 1000
 
 
 def find(connection: sqlite3.Connection, key: bytes, columns: str) -> tuple[Any, ...] | None:

@@ -7,4 +7,5 @@ if tonumber(head[1]) > tonumber(ARGV[3]) then return {'NEWER'} end
 if ARGV[2] ~= '' and head[2] ~= ARGV[2] then return {'OTHER'} end
 local epoch = tonumber(head[3]) + 1
 redis.call('HSET', KEYS[1], 'e', epoch, 't', ARGV[1], 'b', head[4])
-return {'OK', epoch, tonumber(head[4])}
+local audit = redis.call('HMGET', KEYS[1], 'an', 'ah')
+return {'OK', epoch, tonumber(head[4]), audit[1] or '0', audit[2] or ''}

@@ -10,8 +10,10 @@ from flock_ray.adapters.postgres import PostgresPersistence
 from flock_ray.adapters.postgres_index import PostgresStore
 from flock_ray.core.rows import Decision
 from flock_ray.errors import ConfigurationError
+from flock_ray.ports import Persistence
 from tests.integration.stores.conftest import Sql
 from tests.servers import PostgresServer
+from tests.store_contract_audit import AuditContract
 from tests.unit.adapters.store_rows import activation, artifact, batch, key, workflow
 
 
@@ -210,6 +212,16 @@ async def test_nobody_changes_the_log_by_accident(
     await postgres_sql.run("SET session_replication_role = replica")
     with pytest.raises(asyncpg.InsufficientPrivilegeError, match="append-only"):
         await postgres_sql.run(change)
+
+
+class TestPostgresAudit(AuditContract):
+    @pytest.fixture
+    def persistence(self, postgres: PostgresPersistence) -> Persistence:
+        return postgres
+
+    @pytest.fixture
+    def audited(self, postgres_server: PostgresServer, postgres_schema: str) -> PostgresPersistence:
+        return PostgresPersistence(postgres_server.url(), schema=postgres_schema, enable_audit_log=True)
 
 
 class TestTwoRoles:

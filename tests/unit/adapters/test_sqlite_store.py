@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from flock_ray.adapters import sqlite_files
 from flock_ray.adapters.sqlite import SQLitePersistence, SQLiteStore
 from flock_ray.adapters.sqlite_files import board_folder, risks
 from flock_ray.adapters.sqlite_queries import MAX_WALKS, Order, walks
-from flock_ray.core.rows import ArtifactQuery
+from flock_ray.core.rows import SHARD, ArtifactQuery
 from flock_ray.errors import BoardClosedError, ConfigurationError, StaleEpochError, StoreUnavailableError
 from flock_ray.ports import Persistence
 from tests.store_contract import PersistenceContract, StoreContract
-from tests.unit.adapters.store_rows import activation, artifact, batch, key, workflow
+from tests.unit.adapters.store_rows import activation, artifact, batch, key, snapshot, workflow
 
 ROOT = Path(__file__).parents[3]
 EVERYTHING = ArtifactQuery()
@@ -208,6 +209,31 @@ async def test_erased_payload_is_nowhere_in_the_files(place: SQLitePersistence) 
     assert 8 == await store.erase([key(n) for n in range(8)])
     await store.close()
     assert [] == traces()
+
+
+async def test_copies_of_what_was_erased_are_in_no_freed_page(place: SQLitePersistence) -> None:
+    # Given copies of a payload in frames and a snapshot, which take pages of their own
+    await place.prepare("board", 1)
+    store = opened(place)
+    await store.acquire()
+    secret = b"secret of some length " * 3_000
+    for lsn in range(1, 9):
+        await store.append(
+            msgspec.structs.replace(batch(lsn, [artifact(lsn, payload=secret)], first_seq=lsn), frame=secret)
+        )
+    await store.save_snapshots([snapshot(3, 8, secret), snapshot(SHARD, 1, b"s")])
+
+    # When it is erased, and the frames and the snapshot are replaced as a shard does then
+    await store.erase([key(lsn) for lsn in range(1, 9)])
+    await store.append(batch(9))
+    await store.save_snapshots([snapshot(3, 9, b"clean")])
+    await store.save_snapshots([snapshot(SHARD, 9, b"s")])
+    await store.truncate(9)
+
+    # Then its bytes are nowhere in the files, while the store is open
+    for path in (place.path / "board").iterdir():
+        assert b"secret" not in path.read_bytes(), path
+    await store.close()
 
 
 FIRST_PAGES: dict[str, ArtifactQuery] = {
