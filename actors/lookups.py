@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from flock_ray.actors.keeping import Keeper
@@ -12,10 +13,26 @@ from flock_ray.core.shard import ShardCore
 __all__ = ["ShardLookups"]
 
 
+MAX_OFFERS = 8
+"""Slots and subscriptions of which one micro-batch offers candidates: what is in the inbox must not wait for more."""
+
+
 class ShardLookups:
     """Finds out what a micro-batch needs."""
 
     core: ShardCore
+    _keeper: Keeper | None
+
+    async def _offer_candidates(self, now_us: int) -> None:
+        """Have workers look at candidates that are due; artifacts that have left memory come from the store."""
+        core, keeper = self.core, self._keeper
+        for due in core.offers_due(now_us, MAX_OFFERS):
+            held = {key: envelope for key in due.ids if (envelope := core.index.get(key)) is not None}
+            missing = {key for key in due.ids if key not in held}
+            if keeper is not None and missing:
+                found = await keeper.patiently(partial(keeper.store.get, missing))
+                held |= {envelope.id: envelope for _, envelope in found}
+            core.offer(due, [held[key] for key in due.ids if key in held], now_us)
 
     async def _look_up(self, keeper: Keeper, box: list[Any], now_us: int) -> None:
         """Have at hand what the batch refers to and memory no longer has."""

@@ -305,6 +305,7 @@ class Shard(
                 await keeper.start_count(query)
         due = core.next_timer_us()
         if due is not None and due <= now_us:
+            await self._offer_candidates(now_us)
             core.tick(now_us)
         answers = [(future, self._answer(kind, subject, now_us)) for kind, subject, _, future in box]
         core.fire_due(now_us)

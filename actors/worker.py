@@ -96,12 +96,36 @@ class MatchRunner:
         self._edge = edge
 
     def run_sync(self, task: wire.Task) -> wire.Completion:
-        """Return the artifact with its matches."""
+        """Return the artifact with its matches; of candidates those that match by now, or are refused."""
+        if task.subscription:
+            return self._offered(task)
         try:
             outputs = tuple(self._edge.rematch(wire.Posting(envelope)) for envelope in task.inputs)
         except Exception as error:  # an embedder that fails, or a payload that can't be read
             return wire.Completion(task.id, task.attempt, task.slot, error=describe(error))
         return wire.Completion(task.id, task.attempt, task.slot, outputs, run_us=1)
+
+    def _offered(self, task: wire.Task) -> wire.Completion:
+        answered: list[wire.Posting] = []
+        notes: list[tuple[str, str]] = []
+        for envelope in task.inputs:
+            posting = wire.Posting(envelope, offered=task.subscription)
+            try:
+                posting = self._edge.rematch(posting)
+            except ModelError as error:  # nobody knows whether it matches: it is asked again
+                if not notes:
+                    notes.append(
+                        ("candidate.failed", f"{task.subscription}: {': '.join(safe_error_text(error))}")
+                    )
+                continue
+            except Exception as error:  # a payload that can't be read is refused, and said so
+                refusal = wire.Refusal(task.subscription, "reevaluate", ": ".join(safe_error_text(error)))
+                posting = msgspec.structs.replace(posting, refusals=(refusal,))
+            if posting.matches or posting.refusals:
+                answered.append(posting)
+        return wire.Completion(
+            task.id, task.attempt, task.slot, tuple(answered), run_us=1, notes=tuple(notes)
+        )
 
     async def run_async(self, task: wire.Task) -> wire.Completion:
         """Do the same."""

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from flock_ray.gateway.settings import GatewayPlan, ModelBreaker, ModelLimits, ModelSettings
     from flock_ray.mcp.declaring import MCPServerConfig
     from flock_ray.media import File, Image
+    from flock_ray.present import now
     from flock_ray.streaming import Cursor, Gap
     from flock_ray.triggers import CronTrigger, DailyTrigger, IntervalTrigger, OnceTrigger
     from flock_ray.usage import ModelUsage
@@ -157,6 +158,7 @@ _HOMES = {
     "degrade": "budgets",
     "flock_tool": "core.registry",
     "flock_type": "core.registry",
+    "now": "present",
     "only_for": "core.visibility",
     "upcaster": "core.registry",
 }
@@ -240,6 +242,7 @@ __all__ = [
     "degrade",
     "flock_tool",
     "flock_type",
+    "now",
     "only_for",
     "upcaster",
 ]

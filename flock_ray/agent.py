@@ -111,6 +111,7 @@ class AgentBuilder(BudgetDeclaring, LimitDeclaring, Retrying, McpSelecting, Time
         self,
         *types: type[BaseModel],
         where: Callable[[Any], bool] | Sequence[Callable[[Any], bool]] | None = None,
+        reevaluate: timedelta | None = None,
         semantic_match: SemanticMatch | None = None,
         semantic_threshold: float = 0.0,
         from_agents: Iterable[str] | None = None,
@@ -130,6 +131,8 @@ class AgentBuilder(BudgetDeclaring, LimitDeclaring, Retrying, McpSelecting, Time
             types: Pydantic models; one that is repeated is needed that often. With `batch` and no
                 `join`, artifacts of any of the types fill the batch.
             where: Predicates of the model; all must hold. One that raises refuses the artifact, visibly.
+            reevaluate: Ask `where` again every so often about artifacts for which it was false, until it is true, once.
+                For predicates of the time: `lambda d: now() - d.created_at > timedelta(days=30)`. None: never again.
             semantic_match: What the artifact's text should be about: a text, {"query": ..., "threshold": ...,
                 "field": ...}, or a list of these, of which all must be reached. Asks for `Flock(embedder=...)`.
             semantic_threshold: Least similarity, up to 1, of queries that name none; 0 is the default of 0.4.
@@ -163,6 +166,7 @@ class AgentBuilder(BudgetDeclaring, LimitDeclaring, Retrying, McpSelecting, Time
             scope=checks.choice(scope, (None, "workflow", "board"), "scope", at),
             activation=checks.activation(activation, at),
             semantic=text_predicates(semantic_match, semantic_threshold, models, at),
+            reevaluate_us=checks.reevaluation(reevaluate, where, mode, delivery, at),
         )
         if self._definition.function is not None:
             signature.check_arguments(self.name, self._definition.function, subscription)

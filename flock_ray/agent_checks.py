@@ -22,6 +22,8 @@ from flock_ray.core.visibility import Visibility
 from flock_ray.engines.wiring import is_for_model
 from flock_ray.errors import ConfigurationError
 
+MAX_REEVALUATE = timedelta(days=366)
+
 
 def agent_name(name: object) -> str:
     """Return a name that ids can be built from."""
@@ -98,6 +100,26 @@ def predicates(given: object, at: str) -> tuple[Callable[[Any], bool], ...]:
                 "write where=lambda order: order.total > 100"
             )
     return tuple(several)
+
+
+def reevaluation(given: object, where: object, mode: str, delivery: str, at: str) -> int:
+    """Return how often a `where` is asked again, in microseconds; 0 for never."""
+    if given is None:
+        return 0
+    if not isinstance(given, timedelta) or not timedelta(milliseconds=1) <= given <= MAX_REEVALUATE:
+        raise ConfigurationError(
+            f"{at} reevaluate must be a timedelta from a millisecond to a year, got {given!r}; "
+            "write reevaluate=timedelta(hours=1)"
+        )
+    if not where:
+        raise ConfigurationError(f"{at} reevaluate asks where= again: give where=, or leave reevaluate out")
+    if mode == "direct":
+        raise ConfigurationError(f'{at} mode="direct" takes nothing from the board; leave reevaluate out')
+    if delivery == "exclusive":
+        raise ConfigurationError(
+            f'{at} with delivery="exclusive" it is decided once who gets an artifact; leave reevaluate out'
+        )
+    return given // timedelta(microseconds=1)
 
 
 def choice(value: Any, allowed: tuple[str | None, ...], parameter: str, at: str) -> Any:

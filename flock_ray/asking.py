@@ -109,7 +109,7 @@ class SubscriptionAnswer:
     conditions: tuple[tuple[str, bool, str], ...]
     """(condition, passed, value or error), every one evaluated."""
     state: str
-    """not matched, waiting, delayed, ready, running or done."""
+    """not matched, candidate, waiting, delayed, ready, running or done."""
     detail: str = ""
 
 
@@ -163,6 +163,7 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
         )
     waiting = {sub: text for fate in fates for sub, text in (*fate.waiting, *fate.held_back)}
     delayed = {sub: due for fate in fates for sub, due in fate.delayed}
+    again = {sub: due for fate in fates for sub, due in fate.candidates}
     ready = {sub for fate in fates for sub in fate.ready}
     running = {sub for fate in fates for sub in fate.running}
     answers = []
@@ -177,6 +178,11 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
             state, detail = "waiting", waiting[subscription]
         elif subscription in delayed:
             state, detail = "delayed", f"until {_EPOCH + timedelta(microseconds=delayed[subscription])}"
+        elif subscription in again:
+            state, detail = (
+                "candidate",
+                f"asked again at {_EPOCH + timedelta(microseconds=again[subscription])}",
+            )
         conditions = tuple((c.condition, c.passed, c.error or c.value) for c in checks)
         answers.append(SubscriptionAnswer(subscription, matched, conditions, state, detail))
     made = tuple((uuid.UUID(bytes=i), t, by) for fate in fates for i, t, by in fate.children)

@@ -97,7 +97,8 @@ def directed(posting: wire.Posting, definition: AgentDefinition, registry: TypeR
     for sub in definition.subscriptions:
         if posting.envelope.type in {registry.name_for(cls) for cls in sub.types} and sub.join is None:
             match = wire.Match(sub.id, lane=_lane(posting.envelope, definition, sub, registry))
-            return msgspec.structs.replace(posting, matches=(*posting.matches, match))
+            candidates = tuple(name for name in posting.candidates if name not in mine)
+            return msgspec.structs.replace(posting, matches=(*posting.matches, match), candidates=candidates)
     raise ConfigurationError(f"agent {definition.name!r} does not consume {posting.envelope.type}.")
 
 

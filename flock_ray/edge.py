@@ -111,8 +111,9 @@ class Edge:
         )
         matched = self.table.match(envelope, model, not_before_us)
         return Posting(
-            envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us, fresh
-        )
+            envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us, fresh,
+            matched.later,
+        )  # fmt: skip
 
     def output(
         self, model: BaseModel, task: Task, id: bytes, produced_by: str, created_us: int, via: tuple[str, ...]
@@ -137,7 +138,7 @@ class Edge:
         if plain is not None:
             return Posting(envelope, plain)
         matched = self.table.match(envelope, model)
-        return Posting(envelope, matched.matches, matched.signals, matched.refusals)
+        return Posting(envelope, matched.matches, matched.signals, matched.refusals, candidates=matched.later)
 
     def _serialise(self, model: BaseModel) -> tuple[str, int, bytes]:
         cls = type(model)
@@ -153,11 +154,15 @@ class Edge:
         return *known, payload
 
     def rematch(self, posting: Posting) -> Posting:
-        """Match again, with the table that is current now."""
-        matched = self.table.match(posting.envelope, None, posting.not_before_us)
+        """Match again, with the table that is current now; one that is offered again, with its subscription alone."""
+        if posting.offered:
+            matched = self.table.match_again(posting.envelope, posting.offered)
+        else:
+            matched = self.table.match(posting.envelope, None, posting.not_before_us)
         return msgspec.structs.replace(
-            posting, matches=matched.matches, signals=matched.signals, refusals=matched.refusals
-        )
+            posting, matches=matched.matches, signals=matched.signals, refusals=matched.refusals,
+            candidates=matched.later,
+        )  # fmt: skip
 
     def warm(self, models: Iterable[tuple[BaseModel, str]]) -> Callable[[], None] | None:
         """Look for texts that matching these models will compare and that nobody has embedded yet.

@@ -6,12 +6,12 @@ from collections.abc import Collection
 
 import msgspec
 
-from flock_ray.core.delivery import DeliveryDesk
+from flock_ray.core.candidates import CandidateDesk
 from flock_ray.core.records import Cancelled
 from flock_ray.core.state import Gate, Slot
 
 
-class CancelDesk(DeliveryDesk):
+class CancelDesk(CandidateDesk):
     """Cancels workflows in the slots of one shard."""
 
     def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:
@@ -51,6 +51,7 @@ class CancelDesk(DeliveryDesk):
             if letter.envelope.correlation_id == name:
                 letter.cancelled = True
         self._recall(slot, name)
+        self._drop_candidates(slot, name)
         for keys in list(slot.gates.values()):
             for gate in list(keys.values()):
                 self._cancel_items(slot, gate, name, now_us)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from flock_ray.core.clock_reading import clock_read_by
 from flock_ray.core.definition import AgentDefinition, Subscription
 from flock_ray.core.flow import OUTSIDE, Flow, endless_loops, outputs_of
 from flock_ray.core.registry import TypeRegistry
@@ -64,6 +65,7 @@ def check(
     for definition in definitions:
         findings.update(_engine(definition))
         findings.update(_limits(definition))
+        findings.update(_clock(definition))
         if not has_embedder:
             findings.update(_meaning(definition))
         findings.update(_inputs(flow, definition))
@@ -108,6 +110,21 @@ def _meaning(definition: AgentDefinition) -> Iterator[Finding]:
             "consumes by semantic_match, and there is no embedder",
             'give Flock(embedder="onnx:/path/to/model"), or set FLOCK_EMBEDDER',
         )
+
+
+def _clock(definition: AgentDefinition) -> Iterator[Finding]:
+    """Find predicates that may become true by waiting alone, and that nobody asks again."""
+    for subscription in definition.subscriptions:
+        read = next((name for test in subscription.where if (name := clock_read_by(test))), None)
+        if read is not None and not subscription.reevaluate_us:
+            yield Finding(
+                "warning",
+                "ClockWithoutReevaluate",
+                definition.name,
+                f"the where= of {subscription.id} reads the clock ({read}), and is asked only once, when an artifact "
+                "is published",
+                "add reevaluate=timedelta(...): how often it is to be asked again",
+            )
 
 
 def _limits(definition: AgentDefinition) -> Iterator[Finding]:

@@ -50,6 +50,8 @@ class Subscription:
     activation: Condition | None = None
     semantic: tuple[TextPredicate, ...] = ()
     """What its text must be similar to, all of it; empty means no such condition."""
+    reevaluate_us: int = 0
+    """How often artifacts whose `where` did not hold are offered again, in microseconds; 0: never."""
 
     @property
     def kind(self) -> str:

@@ -46,6 +46,15 @@ class Matched(NamedTuple):
     matches: tuple[Match, ...]
     signals: tuple[tuple[str, int], ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    later: tuple[str, ...] = ()
+    """Subscriptions whose `where` does not hold, and that want to be asked again."""
+
+
+class Later:
+    """Instead of a match: the `where` of a subscription does not hold yet."""
+
+
+LATER = Later()
 
 
 class Candidate:
@@ -233,16 +242,11 @@ class MatchTable:
     def _match_slowly(
         self, table: _ForType, envelope: Envelope, model: BaseModel | None, not_before_us: int
     ) -> Matched:
-        decoded: list[BaseModel] = [] if model is None else [model]
-
-        def get() -> BaseModel:
-            if not decoded:
-                decoded.append(self._registry.validate(envelope.type, envelope.version, envelope.payload))
-            return decoded[0]
-
+        get = self._decoder(envelope, model)
         visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)
         matches: list[Match] = []
         refusals: list[Refusal] = []
+        later: list[Candidate] = []
         exclusive: list[tuple[Candidate, Match]] = []
         served: set[str] = set()
         for candidate in table.candidates:
@@ -250,8 +254,11 @@ class MatchTable:
             single = sub.kind == "single"
             if single and sub.agent in served:
                 continue
-            match = self._match_one(candidate, envelope, visibility, get, not_before_us, refusals)
+            match = _match_one(candidate, envelope, visibility, get, not_before_us, refusals)
             if match is None:
+                continue
+            if isinstance(match, Later):
+                later.append(candidate)
                 continue
             if sub.delivery == "exclusive":
                 exclusive.append((candidate, match))
@@ -265,7 +272,42 @@ class MatchTable:
             if winner.subscription.kind != "single" or winner.subscription.agent not in served:
                 matches.append(match)
         signals = tuple(_signals(table.tests, get, refusals)) if table.tests else ()
-        return Matched(tuple(matches), signals, tuple(refusals))
+        asked_again = tuple(
+            c.subscription.id
+            for c in later
+            if c.subscription.kind != "single" or c.subscription.agent not in served
+        )
+        return Matched(tuple(matches), signals, tuple(refusals), asked_again)
+
+    def match_again(self, envelope: Envelope, subscription: str) -> Matched:
+        """Decide whether one subscription gets an artifact that it did not get when that was published.
+
+        Args:
+            envelope: The artifact.
+            subscription: Id of the subscription; one that is gone gets nothing.
+
+        Raises:
+            ModelError: The subscription compares meanings and the embedder failed.
+        """
+        for candidate in self._types.get(envelope.type, _NOBODY).candidates:
+            if candidate.subscription.id == subscription:
+                visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)
+                refusals: list[Refusal] = []
+                match = _match_one(candidate, envelope, visibility, self._decoder(envelope), 0, refusals)
+                later = (subscription,) if isinstance(match, Later) else ()
+                return Matched((match,) if isinstance(match, Match) else (), (), tuple(refusals), later)
+        return Matched(())
+
+    def _decoder(self, envelope: Envelope, model: BaseModel | None = None) -> Callable[[], BaseModel]:
+        """Return what gives the payload as a model, decoded once."""
+        decoded: list[BaseModel] = [] if model is None else [model]
+
+        def get() -> BaseModel:
+            if not decoded:
+                decoded.append(self._registry.validate(envelope.type, envelope.version, envelope.payload))
+            return decoded[0]
+
+        return get
 
     def texts(
         self, type_name: str, produced_by: str, model: BaseModel
@@ -276,39 +318,10 @@ class MatchTable:
             if meaning is not None and meaning.vectors is not None and candidate.may_take(produced_by):
                 yield meaning.vectors, meaning.texts(model)
 
-    @staticmethod
-    def _match_one(
-        candidate: Candidate,
-        envelope: Envelope,
-        visibility: Visibility | None,
-        get: Callable[[], BaseModel],
-        not_before_us: int,
-        refusals: list[Refusal],
-    ) -> Match | None:
-        due_us = not_before_us
-        for check in candidate.checks(envelope, visibility, get):
-            if check.error is not None:
-                refusals.append(Refusal(candidate.subscription.id, check.condition, check.error))
-            if not check.passed:
-                return None
-            due_us = max(due_us, check.due_us)
-        key = candidate.key(get)
-        if isinstance(key, Refusal):
-            refusals.append(key)
-            return None
-        lane = "" if candidate.limits is None else candidate.lane(get)
-        if isinstance(lane, Refusal):
-            refusals.append(lane)
-            return None
-        return Match(candidate.subscription.id, key, due_us, lane)
-
     def explain(self, envelope: Envelope) -> dict[str, list[Check]]:
         """Evaluate every condition of every subscription on the artifact's type, without stopping early."""
         visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)
-
-        def get() -> BaseModel:
-            return self._registry.validate(envelope.type, envelope.version, envelope.payload)
-
+        get = self._decoder(envelope)
         out: dict[str, list[Check]] = {}
         for candidate in self._types.get(envelope.type, _NOBODY).candidates:
             checks = _all_checks(candidate.checks(envelope, visibility, get))
@@ -332,6 +345,33 @@ class MatchTable:
             for candidate, _ in candidates:
                 name = candidate.subscription.id
                 out[name].append(Check("exclusive", name == chosen, f"goes to {chosen}"))
+
+
+def _match_one(
+    candidate: Candidate,
+    envelope: Envelope,
+    visibility: Visibility | None,
+    get: Callable[[], BaseModel],
+    not_before_us: int,
+    refusals: list[Refusal],
+) -> Match | Later | None:
+    due_us = not_before_us
+    for check in candidate.checks(envelope, visibility, get):
+        if check.error is not None:
+            refusals.append(Refusal(candidate.subscription.id, check.condition, check.error))
+        if not check.passed:
+            again = candidate.subscription.reevaluate_us and check.error is None
+            return LATER if again and check.condition.startswith("where[") else None
+        due_us = max(due_us, check.due_us)
+    key = candidate.key(get)
+    if isinstance(key, Refusal):
+        refusals.append(key)
+        return None
+    lane = "" if candidate.limits is None else candidate.lane(get)
+    if isinstance(lane, Refusal):
+        refusals.append(lane)
+        return None
+    return Match(candidate.subscription.id, key, due_us, lane)
 
 
 def _all_checks(checks: Iterator[Check]) -> list[Check]:
@@ -433,4 +473,5 @@ def _spec(candidate: Candidate, registry: TypeRegistry) -> SubscriptionSpec:
         priority=sub.priority,
         exclusive=sub.delivery == "exclusive",
         when=encode_when(candidate.when) if candidate.when is not None else b"",
+        reevaluate_us=sub.reevaluate_us,
     )

@@ -291,6 +291,17 @@ class ScheduleRemoved(msgspec.Struct, array_like=True, tag="U", frozen=True):
     by: str = ""
 
 
+class Offered(msgspec.Struct, array_like=True, tag="OF", frozen=True):
+    """Candidates of a subscription were offered to it again; what comes of it is in a `Completed`."""
+
+    at_us: int
+    slot: int
+    subscription: str
+    inputs: tuple[Envelope, ...]
+    gone: tuple[bytes, ...] = ()
+    """Candidates that are not on the board any more."""
+
+
 Record = (
     Published
     | Completed
@@ -318,6 +329,7 @@ Record = (
     | ScheduleFired
     | SchedulePaused
     | ScheduleRemoved
+    | Offered
 )
 
 encode_record = msgspec.msgpack.Encoder().encode
@@ -391,5 +403,5 @@ def envelopes_of(records: Iterable[Record]) -> Iterator[Envelope]:
                 yield record.forward.posting.envelope
             if record.forward.run is not None:
                 yield from record.forward.run.inputs
-        elif isinstance(record, LetterRedriven):
+        elif isinstance(record, LetterRedriven | Offered):
             yield from record.inputs

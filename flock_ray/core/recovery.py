@@ -20,7 +20,7 @@ from flock_ray.core.records import Frame, decode_frame, envelopes_of
 from flock_ray.core.rows import ERASED, SHARD, Loaded, Snapshot
 from flock_ray.core.schedules import Schedule
 from flock_ray.core.shard import ShardCore
-from flock_ray.core.state import Activation, Gate, Item, Lane, Letter, Slot, Workflow
+from flock_ray.core.state import Activation, Gate, Item, Lane, Letter, Slot, Waiting, Workflow
 from flock_ray.core.usage import UsageRow
 from flock_ray.core.wire import Attempt, Envelope, Forward, Match, SubscriptionSpec, TableSpec
 from flock_ray.errors import StoreCorruptError
@@ -96,6 +96,7 @@ class SlotState(msgspec.Struct, array_like=True):
     letters: list[Letter] = []
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     schedules: list[Schedule] = []
+    candidates: dict[str, Waiting] = {}
 
 
 class ShardState(msgspec.Struct, array_like=True):
@@ -163,7 +164,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
             SNAPSHOT_FORMAT, envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
             delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox, list(specs),
             list(slot.usage.values()), slot.lanes, list(slot.letters.values()),
-            slot.ledger, list(slot.schedules.values()),
+            slot.ledger, list(slot.schedules.values()), slot.candidates,
         )
     )  # fmt: skip
 
@@ -299,6 +300,7 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.ledger = state.ledger
     slot.schedules = {schedule.info.name: schedule for schedule in state.schedules}
     slot.letters = {letter.envelope.id: letter for letter in state.letters}
+    slot.candidates = state.candidates
     core.adopt(slot)
     return [(seq, envelopes[ref]) for seq, ref in state.artifacts]
 

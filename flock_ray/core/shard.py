@@ -202,12 +202,14 @@ class ShardCore(CancelDesk):
                 self._on_ticked(record)
 
     def next_timer_us(self) -> int | None:
-        """Return when `tick`, `admit` or `fire_due` is due next; None when nothing waits for a time."""
+        """Return when `tick`, `admit`, `fire_due` or `offers_due` is due next; None when nothing waits for a time."""
         times = [self._wake[0][0]] if self._wake else []
         if (admission_us := self.next_admission_us()) is not None:
             times.append(admission_us)
         if (fire_us := self.next_fire_us()) is not None:
             times.append(fire_us)
+        if (offer_us := self.next_offer_us()) is not None:
+            times.append(offer_us)
         return min(times, default=None)
 
     def forward_in(self, forward: Forward, now_us: int) -> bool:
@@ -309,6 +311,7 @@ class ShardCore(CancelDesk):
             if spec.kind == "single" and not spec.when and self.limits_of(spec.agent) is None
         }
         self._index_conditions()
+        self._retime_candidates(record.at_us)
         self.matched_types = {name for spec in record.table.subscriptions for name in spec.types}
 
     def _on_rehydrated(self, record: Rehydrated) -> None:
@@ -332,6 +335,9 @@ class ShardCore(CancelDesk):
                                  correlation_id=activation.correlation_id,
                                  artifact_ids=tuple(e.id for e in activation.inputs),
                                  detail=f"{error.type}: {error.message}")  # fmt: skip
+            if activation.subscription:
+                self._on_answered(slot, activation, record)
+                return
             for posting in completion.outputs:
                 self._deliver_all(slot, posting, now_us)
         else:

@@ -13,6 +13,7 @@ import msgspec
 
 from flock_ray.core.breakers import Breaker
 from flock_ray.core.budgets import Ledger
+from flock_ray.core.ids import NUM_SLOTS
 from flock_ray.core.rates import RateWindow
 from flock_ray.core.schedules import Schedule
 from flock_ray.core.usage import Key, UsageRow
@@ -186,12 +187,42 @@ class Letter(msgspec.Struct, array_like=True):
     """Its workflow was cancelled: it can only be discarded."""
 
 
+class WaitingArtifact(msgspec.Struct, array_like=True):
+    """A candidate: an artifact that a subscription did not take when it was published, and may take later."""
+
+    workflow: str
+    due_us: int
+    """When it is offered next."""
+
+
+class Waiting(msgspec.Struct, array_like=True):
+    """The candidates of one subscription in one slot."""
+
+    every_us: int
+    entries: dict[bytes, WaitingArtifact] = {}
+    """By artifact, those that are due first at the front."""
+    offering: bytes = b""
+    """Activation in which a worker looks at some of them; empty: none does."""
+    rounds: int = 0
+    """Such activations so far."""
+
+    @property
+    def first_us(self) -> int:
+        """When the next one is due; call only if there is one."""
+        return next(iter(self.entries.values())).due_us
+
+    def next_round(self, slot: int, now_us: int) -> int:
+        """Return when the round after a moment begins; all shards know, and not all slots begin at once."""
+        phase = self.every_us * slot // NUM_SLOTS
+        return (now_us - phase) // self.every_us * self.every_us + self.every_us + phase
+
+
 class Slot:
     """Everything one slot owns."""
 
     __slots__ = (
-        "arrivals", "delayed", "gates", "held", "inbox", "index", "lanes", "ledger", "letters", "open", "out_seq",
-        "outbox", "schedules", "timers", "usage", "workflows",
+        "arrivals", "candidates", "delayed", "gates", "held", "inbox", "index", "lanes", "ledger", "letters", "open",
+        "out_seq", "outbox", "schedules", "timers", "usage", "workflows",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -224,6 +255,8 @@ class Slot:
         """Accounts of budgets that are kept here."""
         self.schedules: dict[str, Schedule] = {}
         """By name, those that are over included."""
+        self.candidates: dict[str, Waiting] = {}
+        """By subscription; one that has no candidates is not there."""
 
     def gate(self, subscription: str, key: bytes) -> Gate | None:
         """Return a gate; None when it holds nothing."""

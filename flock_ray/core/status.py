@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import msgspec
 
 from flock_ray.core import gates
+from flock_ray.core.candidates import waiting_of
 from flock_ray.core.changes import workflow_from
 from flock_ray.core.ids import activation_id
 from flock_ray.core.limit_status import held_back
 from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.shard import ShardCore
-from flock_ray.core.state import Gate, Slot, Workflow
+from flock_ray.core.state import MATCH_AGENT, Gate, Slot, Workflow
 from flock_ray.core.wire import Envelope
 
 
@@ -48,6 +49,8 @@ class ArtifactFate(msgspec.Struct, array_like=True):
     """(id, type, produced_by) of artifacts made from it on this shard."""
     held_back: list[tuple[str, str]] = []
     """(subscription, what its activation waits for): a time, or the limits of its agent."""
+    candidates: list[tuple[str, int]] = []
+    """(subscription, when it is offered to it again)."""
 
 
 def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
@@ -121,7 +124,10 @@ def artifact_fate(core: ShardCore, artifact_id: bytes) -> ArtifactFate:
     """Return where an artifact went: what runs with it, which gate holds it, what was made from it."""
     fate = ArtifactFate(core.index.get(artifact_id))
     for slot in core.slots.values():
+        fate.candidates += waiting_of(slot, artifact_id)
         for activation in slot.open.values():
+            if activation.agent == MATCH_AGENT and activation.subscription:
+                continue  # a look at candidates is no run
             if any(envelope.id == artifact_id for envelope in activation.inputs):
                 if not activation.worker and (
                     reason := core.pauses.text_for(activation) or held_back(core, activation)

@@ -78,6 +78,10 @@ class Posting(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Earliest delivery (`publish(delay=)`); 0 is at once. Kept for matching again."""
     fresh: int = 0
     """FRESH_ID and FRESH_WORKFLOW: what was drawn at random for it, so that no store can have it yet."""
+    candidates: tuple[str, ...] = ()
+    """Subscriptions with `reevaluate=` whose `where=` does not hold yet: it is offered to them again."""
+    offered: str = ""
+    """The subscription that it was offered to again: matching is about this one alone."""
 
 
 class PublishBatch(msgspec.Struct, array_like=True):
@@ -295,6 +299,8 @@ class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
     exclusive: bool = False
     when: bytes = b""
     """msgpack of the When tree (`core.conditions`); empty when the subscription has none."""
+    reevaluate_us: int = 0
+    """How often artifacts whose `where=` did not hold are offered again; 0: never."""
 
 
 class RetrySpec(msgspec.Struct, array_like=True, frozen=True):

@@ -61,6 +61,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return virtual seconds since the loop was made."""
         return self._jumping.now_s
 
+    def present_us(self) -> int:
+        """Return what `flock_ray.now()` shows on this loop, in microseconds since the Unix epoch."""
+        return START_US + round(self._jumping.now_s * 1e6)
+
 
 class VirtualClock:
     """Wall time that follows the running loop's time; virtual on a `VirtualTimeLoop`."""
@@ -72,9 +76,11 @@ class VirtualClock:
 
     def now_us(self) -> int:
         """Return microseconds since the Unix epoch."""
-        now = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        now = loop.time()
         if self._zero_s is None:
-            self._zero_s = now
+            # On a virtual loop a second board goes on where the first one is, and not at the beginning of time.
+            self._zero_s = 0.0 if isinstance(loop, VirtualTimeLoop) else now
         return self._start_us + round((now - self._zero_s) * 1e6)
 
 

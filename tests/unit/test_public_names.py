@@ -85,6 +85,7 @@ NAMES = [
     "degrade",
     "flock_tool",
     "flock_type",
+    "now",
     "only_for",
     "upcaster",
 ]
