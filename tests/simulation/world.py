@@ -129,6 +129,16 @@ class World:
         self.trace.concerned.add(shard)
         self.breakdowns.append(AssertionError(text))
 
+    def has_moved(self, completion: Completion) -> bool:
+        """Say whether an activation is open in another slot than the one that handed it out, or on its way there."""
+        return any(
+            (slot.index != completion.slot and completion.id in slot.open)
+            or any(f.run is not None and f.run.id == completion.id for f in slot.outbox.values())
+            for lives in self.lives.values()
+            for core in lives
+            for slot in core.slots.values()
+        )
+
     def is_open(self, shard: int, completion: Completion) -> bool:
         """Say whether a process of a shard, maybe one that was cut off, means to run an activation again.
 
