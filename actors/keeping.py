@@ -8,7 +8,10 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from flock_ray.core import wire
+from flock_ray.core.claims import is_claim
 from flock_ray.core.index import CountQuery
 from flock_ray.core.records import Record, Rehydrated, encode_frame
 from flock_ray.core.recovery import Recovery, snapshot_shard, snapshot_slot
@@ -72,6 +75,7 @@ class Keeper:
         *,
         snapshot_bytes: int,
         on_down: Callable[[], None] = lambda: None,
+        body_of: Callable[[wire.Envelope], bytes | None] = lambda _: None,
     ) -> None:
         """Keep a core in a store.
 
@@ -81,7 +85,9 @@ class Keeper:
             snapshot_bytes: Bytes of frames after which the slots are snapshotted again; more when the
                 snapshots themselves are larger.
             on_down: Called when the store has stopped to answer.
+            body_of: Finds the payload of an artifact that claims it and is about to be stored.
         """
+        self._body_of = body_of
         self._on_down = on_down
         self._core = core
         self.store = store
@@ -118,7 +124,7 @@ class Keeper:
         self.replayed = recovery.rebuild(core, self.epoch)
         if missing := recovery.missing():
             near = sorted(core.index.ids.values())
-            recovery.fill(await self.patiently(lambda: self.store.bodies(missing, near)))
+            recovery.fill(await self.patiently(lambda: self.store.bodies(missing, near)), core.inline_limit)
         self.head = self._core.index.head
         self._rotation.begin_from(self._lsn, recovery.touched)
 
@@ -220,6 +226,7 @@ class Keeper:
             return 0
         records, core.records = core.records, []
         frame = encode_frame(now_us, changes.heads, records, lambda envelope: envelope.slot in core.slots)
+        changes.artifacts = [(seq, self._to_store(envelope)) for seq, envelope in changes.artifacts]
         batch = changes.batch(self._lsn + 1, now_us, frame)
         self._begun = batch.lsn
         if self.watch is not None:
@@ -232,6 +239,16 @@ class Keeper:
         self._recent.add([envelope.id for _, envelope in batch.artifacts])
         self._rotation.note(len(frame), {record.slot for record in records})
         return len(records)
+
+    def _to_store(self, envelope: wire.Envelope) -> wire.Envelope:
+        """Return an artifact as its row has it: with its payload, and not what is about to be claimed in memory."""
+        payload = envelope.payload
+        if is_claim(payload):
+            body = self._body_of(envelope)
+            if body is None:  # nothing is written: what memory has made of it must not be true
+                raise StoreError(f"The payload of artifact {envelope.id.hex()} is not at hand.")
+            return msgspec.structs.replace(envelope, payload=body)
+        return envelope if len(payload) <= self._core.inline_limit else msgspec.structs.replace(envelope)
 
     # -- after a batch -------------------------------------------------------------------------
 

@@ -19,12 +19,14 @@ from flock_ray.actors.executor import Executor
 from flock_ray.actors.gateway_process import model_link, recorded
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
 from flock_ray.actors.limits import ShardSettings
+from flock_ray.actors.payloads import RayPayloads
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.router import Router
 from flock_ray.actors.shard import Shard
 from flock_ray.actors.worker import Worker
 from flock_ray.core.ids import owned_slots
 from flock_ray.deployment import CloudpickleCodec
+from flock_ray.edge import DEFAULT_INLINE_PAYLOAD_BYTES
 from flock_ray.errors import PoolSaturatedError
 from flock_ray.gateway.settings import GatewayPlan
 from flock_ray.mcp.hub import McpHub
@@ -60,6 +62,8 @@ class BoardPlan:
     """None: a memory board, which lives as long as its shards' processes."""
     models: GatewayPlan = field(default_factory=GatewayPlan)
     default_model: str | None = None
+    inline_payload_bytes: int = DEFAULT_INLINE_PAYLOAD_BYTES
+    """Larger payloads are held in object stores."""
 
     @property
     def durable(self) -> bool:
@@ -84,6 +88,7 @@ class RayShard(Shard):
             index, plan.num_shards, owned,
             store=None if plan.persistence is None else plan.persistence.store(plan.namespace, index, owned),
             clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
+            payloads=RayPayloads(plan.namespace),
         )  # fmt: skip
         gc.set_threshold(*SHARD_GC_THRESHOLDS)
         gc.freeze()  # what start-up made stays: no collection looks at it again
@@ -199,6 +204,7 @@ class RayWorker(Worker):
             worker, clock=SystemClock(), monotonic=time.monotonic, peers=RayPeers(plan.namespace),
             codec=CloudpickleCodec(), executor=lambda on_done: Executor(on_done=on_done),
             max_payload_bytes=plan.max_payload_bytes, num_shards=plan.num_shards,
+            payloads=RayPayloads(plan.namespace), inline_payload_bytes=plan.inline_payload_bytes,
         )  # fmt: skip
         self._tool_servers = self.services.tool_servers = McpHub()
         self._models = model_link(worker, plan.namespace, plan.models)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -322,6 +322,9 @@ class ShardRetention:
     async def _durable(self) -> None:
         raise NotImplementedError  # ShardReaders'
 
+    def _let_go(self, ids: Iterable[bytes]) -> None:
+        raise NotImplementedError  # ShardClaims'
+
     def forget_texts(self) -> None:
         """Forget what runs have said."""
         raise NotImplementedError  # ShardTexts'
@@ -400,6 +403,7 @@ class ShardRetention:
         self.forget_texts()
         slots, _ = put_tombstones(core, set(order.ids), self._forwards())
         self._erased_in |= slots
+        self._let_go(order.ids)
         self._erased.update(dict.fromkeys(order.ids))
         while len(self._erased) > ERASED_IDS:
             del self._erased[next(iter(self._erased))]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flock_ray.core.claims import is_claim, payload_bytes
 from flock_ray.core.lineage import Lineage, runs_of
 from flock_ray.core.recency import Recency
 from flock_ray.core.rows import ActivationRow, ArtifactQuery, Summary
@@ -261,7 +262,7 @@ def _fitting(envelopes: Sequence[Envelope], max_bytes: int | None = None) -> Ite
     """Yield what fits into one reply; the first always does."""
     left = MAX_PAGE_BYTES if max_bytes is None else max_bytes
     for envelope in envelopes:
-        left -= len(envelope.payload)
+        left -= payload_bytes(envelope.payload)
         if left < 0 and envelope is not envelopes[0]:
             return
         yield envelope
@@ -271,7 +272,8 @@ def _with_error(row: ActivationRow, made: Iterable[Envelope]) -> ActivationRow:
     """Add to a failed run what its WorkflowError says."""
     if row.status == "completed":
         return row
-    payload = msgspec.json.decode(next(e.payload for e in made if e.id == row.outputs[0])) or {}
+    body = next(e.payload for e in made if e.id == row.outputs[0])
+    payload = {} if is_claim(body) else msgspec.json.decode(body) or {}
     return msgspec.structs.replace(
         row,
         error_type=str(payload.get("error_type", "")),

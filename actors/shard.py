@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from flock_ray.actors.claims import ShardClaims
 from flock_ray.actors.keeping import Keeper
 from flock_ray.actors.ledgers import ShardLedgers
 from flock_ray.actors.letters import ShardLetters
@@ -30,7 +31,7 @@ from flock_ray.core.shard import ShardCore
 from flock_ray.erasing import scrub
 from flock_ray.errors import FlockError, StoreError
 from flock_ray.persistence import RetainedStore
-from flock_ray.ports import Clock, Peers, ShardStore
+from flock_ray.ports import Clock, PayloadStore, Peers, ShardStore
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 
 
 class Shard(
-    ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing, ShardSchedules,
-    ShardLimits, ShardLookups,
+    ShardClaims, ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing,
+    ShardSchedules, ShardLimits, ShardLookups,
 ):  # fmt: skip
     """One shard of a board."""
 
@@ -63,6 +64,7 @@ class Shard(
         clock: Clock,
         peers: Peers,
         settings: ShardSettings | None = None,
+        payloads: PayloadStore | None = None,
     ) -> None:
         """Create the shard; `start` sets it to work.
 
@@ -75,6 +77,7 @@ class Shard(
             clock: Wall time.
             peers: Finds router, workers and other shards.
             settings: Limits; None for the defaults.
+            payloads: Holds large payloads outside this object; None: nothing does, they stay in here.
         """
         self.index = index
         self._num_shards = num_shards
@@ -83,13 +86,17 @@ class Shard(
         if isinstance(store, RetainedStore):
             store = store.inner
         self.core = ShardCore(owned, max_artifacts=self._settings.max_artifacts, durable=store is not None)
+        self._payloads = payloads
+        if payloads is not None:
+            self.core.inline_limit = self._settings.inline_payload_bytes
         self._keeper = (
             None
             if store is None
             else Keeper(
-                self.core, store, snapshot_bytes=self._settings.snapshot_bytes, on_down=self._turn_away
+                self.core, store, snapshot_bytes=self._settings.snapshot_bytes, on_down=self._turn_away,
+                body_of=self._body_of,
             )
-        )
+        )  # fmt: skip
         self._clock = clock
         self._peers = peers
         self._agents: dict[str, bytes] | None = None
@@ -368,6 +375,8 @@ class Shard(
         core = self.core
         if self._keeper is not None:
             self._keeper.step(self._spawn, self._wake.set)
+        if core.large or core.index.released:
+            self._tidy_payloads()
         if core.cancels:
             self._send_cancels()
         self._dispatch(now_us)
@@ -423,6 +432,7 @@ class Shard(
             return wire.PublishReply(
                 "stale_table" if batch.table_version < version else "stale_shard", b"", version, 0.05
             )
+        self._check_claims(batch.postings)
         publish = self.core.publish
         return wire.PublishReply(
             "ok", bytes([publish(posting, now_us) for posting in batch.postings]), version
@@ -435,6 +445,8 @@ class Shard(
                 "stale_table" if batch.table_version < version else "stale_shard", version, 0.05
             )
         complete = self.core.complete
+        for completion in batch.completions:
+            self._check_claims(completion.outputs)
         for completion in batch.completions:
             complete(completion, now_us)
         return wire.CompleteReply("ok", version)

@@ -6,12 +6,15 @@ No Ray in here: user code runs in `actors.executor`, and everything else is a fe
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import msgspec
 
+from flock_ray.actors.arrivals import WorkerClaims
 from flock_ray.actors.token_stream import TokenStream
+from flock_ray.claiming import Claiming
 from flock_ray.context.reader import BoardReader
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
@@ -19,13 +22,15 @@ from flock_ray.core.matching import MatchTable
 from flock_ray.core.messages import parts
 from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.state import MATCH_AGENT
-from flock_ray.edge import DEFAULT_MAX_PAYLOAD_BYTES, Edge
+from flock_ray.edge import DEFAULT_INLINE_PAYLOAD_BYTES, DEFAULT_MAX_PAYLOAD_BYTES, Edge
 from flock_ray.engines.failures import describe
 from flock_ray.engines.runner import AgentRunner
 from flock_ray.engines.services import Services
 from flock_ray.engines.wiring import services_for
-from flock_ray.errors import ConfigurationError, ModelError, safe_error_text
-from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, Peers
+from flock_ray.errors import ConfigurationError, ModelError, PayloadLostError, safe_error_text
+from flock_ray.ports import Clock, DefinitionCodec, PayloadStore, PeerGoneError, Peers
+
+logger = logging.getLogger(__name__)
 
 RETRY_S = 0.05
 BLOCKED_S = 1.0
@@ -136,21 +141,12 @@ class MatchRunner:
         return wire.Completion(task.id, task.attempt, task.slot, error=wire.ErrorInfo(exc_type, message))
 
 
-def _payload_bytes(completion: wire.Completion) -> int:
-    outputs = completion.outputs
-    return (
-        len(outputs[0].envelope.payload)
-        if len(outputs) == 1
-        else sum(len(p.envelope.payload) for p in outputs)
-    )
-
-
 def pool_of(worker: str) -> str:
     """Return the pool that a worker id names."""
     return worker.partition(":")[0]
 
 
-class Worker:
+class Worker(WorkerClaims):
     """One worker process."""
 
     def __init__(
@@ -167,6 +163,8 @@ class Worker:
         offload: Callable[..., Awaitable[Any]] = asyncio.to_thread,
         services: Services | None = None,
         num_shards: int | None = None,
+        payloads: PayloadStore | None = None,
+        inline_payload_bytes: int = DEFAULT_INLINE_PAYLOAD_BYTES,
     ) -> None:
         """Create a worker without agents.
 
@@ -182,7 +180,12 @@ class Worker:
             offload: Runs a function that loads or calls user code off the control loop.
             services: What engines, components and context providers may use; None: nothing.
             num_shards: Shards of the board, which get what runs stream and have their contexts; None: neither.
+            payloads: This process's part in what holds large payloads; None: they travel through the shards.
+            inline_payload_bytes: Larger payloads are held there.
         """
+        super().__init__()
+        self._claiming: Claiming | None = None
+        self._runners: dict[str, Any] = {}
         self.id = worker
         self.pool = pool_of(worker)
         self._clock = clock
@@ -192,10 +195,17 @@ class Worker:
         self._registry = registry
         self.services = services or Services()
         self._texts: TokenStream | None = None
+        if payloads is not None and num_shards is not None:
+            self._claiming = Claiming(
+                payloads, limit=inline_payload_bytes, shard=peers.shard, num_shards=num_shards,
+                offload=offload,
+            )  # fmt: skip
         if num_shards is not None:
             self._texts = TokenStream(lambda shard, blob: peers.shard(shard).take_texts(blob), num_shards)
             self.services.stream = self.services.stream or self._texts
-            self.services.reader = self.services.reader or BoardReader(peers.shard, num_shards)
+            self.services.reader = self.services.reader or BoardReader(
+                peers.shard, num_shards, claiming=self._claiming
+            )
         self._edge = Edge(
             MatchTable(0, (), registry), registry, max_payload_bytes=max_payload_bytes, offload=offload
         )
@@ -223,7 +233,7 @@ class Worker:
         if self._texts is not None:
             self._texts.begin()
             self._texts.heard(batch.shard, batch.listened)
-        self._executor.submit(batch.shard, batch.tasks)
+        self._take_tasks(batch.shard, batch.tasks)
         return True
 
     async def invoke(self, blob: bytes) -> bytes:
@@ -242,6 +252,8 @@ class Worker:
     async def cancel(self, ids: list[bytes]) -> None:
         """Stop activations."""
         self._executor.cancel(ids)
+        if self._fetching:
+            self._forget_fetches(ids)
         if self._texts is not None:
             self._texts.cancelled(ids)
         for activation in ids:
@@ -311,6 +323,7 @@ class Worker:
         hosted = {name for name, blob in agents.items() if wire.decode_package(blob).pool.name == self.pool}
         for name in self._hosted - hosted:
             self._executor.remove_agent(name)
+            self._runners.pop(name, None)
         for name in sorted(hosted & (changed | (hosted - self._hosted))):
             definition = self._definitions[name]
             runner = AgentRunner(
@@ -318,12 +331,14 @@ class Worker:
                 now_us=self._clock.now_us, monotonic=self._monotonic, output=self._edge.output,
                 services=services_for(definition, self.services), warming=self._edge, offload=self._offload,
             )  # fmt: skip
+            self._runners[name] = runner
             limit = definition.effective_concurrency()
             self._executor.set_agent(
                 name, runner, max_concurrency=limit, timeout_s=definition.timeout_s,
                 idle_timeout_s=definition.idle_timeout_s,
             )  # fmt: skip
-        self._executor.set_agent(MATCH_AGENT, MatchRunner(self._edge), max_concurrency=1, timeout_s=None)
+        self._runners[MATCH_AGENT] = MatchRunner(self._edge)
+        self._executor.set_agent(MATCH_AGENT, self._runners[MATCH_AGENT], max_concurrency=1, timeout_s=None)
         self._hosted = hosted
 
     async def watch(self, wait_s: float) -> bytes:
@@ -350,7 +365,7 @@ class Worker:
         if self._executor.load().user_loop_blocked_s > BLOCKED_S:
             self._closed = True
             self._hand_back()
-        done = await self._executor.drain(timeout_s)
+        done = await self._fetched(timeout_s) and await self._executor.drain(timeout_s)
         self._closed = True
         done = done and await self._executor.drain(1.0)
         if self._sending:
@@ -375,7 +390,7 @@ class Worker:
         self._executor.close()
         if self._texts is not None:
             self._texts.close()
-        for task in self._sending.values():
+        for task in (*self._sending.values(), *self._fetches):
             task.cancel()
 
     # -- results -------------------------------------------------------------------------------
@@ -402,7 +417,7 @@ class Worker:
         try:
             while pending := self._out.pop(shard, None):
                 matched = self._edge.table.version
-                for part in parts(pending, [_payload_bytes(completion) for completion in pending]):
+                for part in parts(pending, [self._on_wire(completion) for completion in pending]):
                     await self._commit(shard, part, matched)
         finally:
             del self._sending[shard]
@@ -410,6 +425,7 @@ class Worker:
     async def _commit(self, shard: int, completions: list[wire.Completion], matched: int) -> None:
         """Send completions that were matched with one version of the table until the shard has them."""
         link = self._peers.shard(shard)
+        stowed = await self._stow(shard, completions)
         while True:
             version = self._edge.table.version
             if matched != version:
@@ -419,9 +435,15 @@ class Worker:
             matched = version
             if version != self._edge.table.version:
                 continue
-            blob = wire.encode(wire.CompleteBatch(self.id, version, completions))
             try:
-                reply = wire.decode_complete_reply(await link.complete(blob))
+                reply = wire.decode_complete_reply(
+                    await self._send_completions(link, version, self.id, completions, stowed)
+                )
+            except PayloadLostError as error:  # of what was offered; the payloads themselves are here
+                logger.warning("worker %s: results are offered again: %s", self.id, error)
+                await asyncio.sleep(RETRY_S * 10)
+                stowed = await self._stow(shard, completions)
+                continue
             except PeerGoneError:
                 # A shard that comes back gives the work out again; until then the results are kept.
                 await asyncio.sleep(RETRY_S * 10)

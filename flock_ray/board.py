@@ -14,7 +14,9 @@ from typing import Any, Protocol
 import msgspec
 
 from flock_ray.board_publishing import BoardPublishing
+from flock_ray.claiming import Claiming, by_bytes
 from flock_ray.core import wire
+from flock_ray.core.claims import is_claim, payload_bytes
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.events import Event
 from flock_ray.core.index import CountQuery
@@ -22,9 +24,9 @@ from flock_ray.core.matching import MatchTable
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.status import ArtifactFate, WorkflowPart
 from flock_ray.deployment import package
-from flock_ray.edge import Edge
+from flock_ray.edge import DEFAULT_INLINE_PAYLOAD_BYTES, Edge
 from flock_ray.errors import BoardClosedError, FlockError, StoreUnavailableError
-from flock_ray.ports import Clock, DefinitionCodec, PeerGoneError, ShardLink
+from flock_ray.ports import Clock, DefinitionCodec, PayloadStore, PeerGoneError, ShardLink
 
 LONG_CALL_S = 30.0
 """Length of one waiting call; it is repeated until the caller's own deadline."""
@@ -68,6 +70,8 @@ class Board(BoardPublishing):
         max_payload_bytes: int,
         publish_timeout_s: float,
         long_call_s: float = LONG_CALL_S,
+        payloads: PayloadStore | None = None,
+        inline_payload_bytes: int = DEFAULT_INLINE_PAYLOAD_BYTES,
     ) -> None:
         """Connect to a board.
 
@@ -81,7 +85,15 @@ class Board(BoardPublishing):
             max_payload_bytes: Largest payload accepted.
             publish_timeout_s: How long `publish` waits on a full board before it raises BackpressureError.
             long_call_s: Length of one waiting call.
+            payloads: This process's part in what holds large payloads; None: they travel through the shards.
+            inline_payload_bytes: Larger payloads are held there.
         """
+        self.claiming: Claiming | None = None
+        if payloads is not None:
+            self.claiming = Claiming(
+                payloads, limit=inline_payload_bytes, shard=self.shard, num_shards=len(links.shards),
+                offload=self._offload,
+            )  # fmt: skip
         self.long_call_s = long_call_s
         self._links = links
         self._owner = owner
@@ -94,6 +106,25 @@ class Board(BoardPublishing):
         self.edge = Edge(MatchTable(0, (), registry), registry, max_payload_bytes=max_payload_bytes)
         self.closed = False
         self._attending: asyncio.Task[None] | None = None
+
+    async def _offload(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await self.edge.offload(function, *args)
+
+    async def whole(self, envelopes: list[wire.Envelope]) -> list[wire.Envelope]:
+        """Return artifacts with the large payloads that they only claim.
+
+        Raises:
+            PayloadLostError: One is lost; names it.
+            StoreUnavailableError: A shard or its store does not answer; retryable.
+        """
+        if self.claiming is None or not any(is_claim(e.payload) for e in envelopes):
+            return envelopes
+        return await self.claiming.whole(envelopes)
+
+    async def whole_parts(self, envelopes: list[wire.Envelope]) -> AsyncIterator[list[wire.Envelope]]:
+        """Do what `whole` does, so much at a time that it fits into memory."""
+        for part in by_bytes(envelopes, lambda e: payload_bytes(e.payload)):
+            yield await self.whole(part)
 
     @property
     def num_shards(self) -> int:
@@ -279,7 +310,7 @@ class Board(BoardPublishing):
         """Find an artifact on any shard; None when there is none."""
         parts = await asyncio.gather(*(self._call(link.get([artifact_id])) for link in self._links.shards))
         found = [envelope for part in parts for envelope in _envelopes(part)]
-        return found[0] if found else None
+        return (await self.whole(found[:1]))[0] if found else None
 
     async def read(self, *, type_name: str | None = None, workflow: str | None = None) -> list[wire.Envelope]:
         """Return all artifacts of a type or workflow, in order per shard and by creation overall."""
@@ -292,7 +323,7 @@ class Board(BoardPublishing):
                 part = _envelopes(blob)
                 if not part:
                     return out
-                out += part
+                out += await self.whole(part)
 
         parts = await asyncio.gather(*(from_shard(link) for link in self._links.shards))
         if len(parts) == 1:
@@ -307,19 +338,21 @@ class Board(BoardPublishing):
         The cursor moves with every artifact that is handed over.
         """
 
-        async def next_of(shard: int) -> tuple[int, list[tuple[int, wire.Envelope]], int, bool]:
+        async def next_of(shard: int) -> tuple[int, list[int], list[wire.Envelope], int, bool]:
             after = cursor.get(shard, 0)
             blob, positions, position, gap = await self._call(
                 self.shard(shard).read_at(after, type_name, workflow, 500, self.long_call_s)
             )
-            return shard, list(zip(positions, _envelopes(blob), strict=True)), position, gap
+            return shard, positions, _envelopes(blob), position, gap
 
-        async for shard, found, position, gap in self.merge(next_of):
+        async for shard, positions, found, position, gap in self.merge(next_of):
             if gap:
                 yield shard, cursor.get(shard, 0), None
-            for seq, envelope in found:
-                cursor[shard] = seq
-                yield shard, seq, envelope
+            seqs = iter(positions)
+            async for part in self.whole_parts(found):
+                for envelope in part:
+                    cursor[shard] = seq = next(seqs)
+                    yield shard, seq, envelope
             cursor[shard] = position
 
     async def event_stream(

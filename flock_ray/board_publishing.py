@@ -6,13 +6,22 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from flock_ray.claiming import Claiming, Stowed
 from flock_ray.core import wire
 from flock_ray.core.messages import parts
 from flock_ray.edge import Edge
-from flock_ray.errors import BackpressureError, BoardClosedError, StoreUnavailableError
+from flock_ray.errors import (
+    BackpressureError,
+    BoardClosedError,
+    PayloadLostError,
+    StoreUnavailableError,
+)
 
 MAX_OUTSTANDING = 4
 """Batches on the way to one shard: one that is applied, the rest to hide the round trip."""
+
+FULL_RETRY_S = 0.5
+"""Pause before payloads are offered again when there was no room for them."""
 
 ANSWER_GRACE_S = 10.0
 """How much longer than the publish timeout a call that the board has taken may be without an answer."""
@@ -22,6 +31,7 @@ class BoardPublishing:
     """The publishing half of `Board`."""
 
     edge: Edge
+    claiming: Claiming | None
     _monotonic: Callable[[], float]
     _publish_timeout_s: float
 
@@ -68,7 +78,10 @@ class BoardPublishing:
         outcomes: list[int],
         version: int,
     ) -> None:
-        batches = parts(positions, [len(postings[i].envelope.payload) for i in positions])
+        sizes = [len(postings[i].envelope.payload) for i in positions]
+        if self.claiming is not None and max(sizes) > self.claiming.limit:
+            sizes = [self.claiming.on_wire(size) for size in sizes]
+        batches = parts(positions, sizes)
         if len(batches) == 1:
             await self._publish_batch(shard, positions, postings, outcomes, version)
             return
@@ -95,9 +108,19 @@ class BoardPublishing:
     ) -> None:
         batch = [postings[i] for i in positions]
         deadline = self._monotonic() + self._publish_timeout_s
+        stowed: Stowed | None = None
+        if self.claiming is not None and any(len(p.envelope.payload) > self.claiming.limit for p in batch):
+            stowed = await self._stowed(self.claiming, batch, shard, deadline)
         while True:
-            blob = wire.encode(wire.PublishBatch(matched_with, batch))
-            reply = wire.decode_publish_reply(await self._within(deadline, self.shard(shard).publish(blob)))
+            call = self._send_batch(shard, matched_with, batch, stowed)
+            try:
+                reply = wire.decode_publish_reply(await self._within(deadline, call))
+            except PayloadLostError:  # of what was offered; the payloads themselves are here
+                if self.claiming is None or self._monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(FULL_RETRY_S)
+                stowed = await self._stowed(self.claiming, batch, shard, deadline)
+                continue
             if reply.status == "ok":
                 for position, outcome in zip(positions, reply.outcomes, strict=True):
                     outcomes[position] = outcome
@@ -112,6 +135,32 @@ class BoardPublishing:
             if self._monotonic() >= deadline:
                 self._give_up(reply)
             await asyncio.sleep(reply.retry_after_s or 0.05)
+
+    async def _stowed(
+        self, claiming: Claiming, batch: Sequence[wire.Posting], shard: int, deadline: float
+    ) -> Stowed | None:
+        """Offer the large payloads of a batch; waits for room as long as publishing may take."""
+        while True:
+            try:
+                return await claiming.stow(batch, shard)
+            except BackpressureError:
+                if self._monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(FULL_RETRY_S)
+
+    async def _send_batch(
+        self, shard: int, version: int, batch: Sequence[wire.Posting], stowed: Stowed | None
+    ) -> bytes:
+        link = self.shard(shard)
+        if stowed is None:
+            answer: bytes = await link.publish(wire.encode(wire.PublishBatch(version, list(batch))))
+            return answer
+        blob = wire.encode(wire.PublishBatch(version, [stowed.posting(posting) for posting in batch]))
+        try:
+            answer = await link.publish_large(blob, stowed.keys, stowed.offer)
+        except BackpressureError:
+            return wire.encode(wire.PublishReply("busy", retry_after_s=FULL_RETRY_S))
+        return answer
 
     def _give_up(self, reply: wire.PublishReply) -> NoReturn:
         """Raise what a batch that was not taken in time stands for."""

@@ -51,6 +51,8 @@ class FlockSettings(BaseSettings):
     """Runs of one agent on its own descendants, per workflow, before the loop is stopped."""
     max_payload_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     """Largest payload, in bytes of JSON."""
+    inline_payload_bytes: int = Field(default=100_000, ge=1024)
+    """Larger payloads, in bytes of JSON, are held in the object store of the node that made them, not in shards."""
     max_artifacts: int | None = Field(default=1_000_000, ge=1000)
     """Artifacts a memory board keeps over all shards; past it the oldest settled workflows go. None: no limit."""
     max_open: int = Field(default=200_000, ge=1)

@@ -18,6 +18,8 @@ from flock_ray.core.wire import Envelope, Posting, Task
 from flock_ray.errors import PayloadTooLargeError, UnknownTypeError
 
 DEFAULT_MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
+DEFAULT_INLINE_PAYLOAD_BYTES = 100_000
+"""Larger payloads are claimed: they are held outside the shards."""
 
 
 class Edge:

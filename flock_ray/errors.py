@@ -5,6 +5,7 @@ FlockError                     code, retryable, http_status are class data; surv
 |- ConfigurationError          TypeRegistrationError  DuplicateAgentError (a ValueError)
 |                              AgentNotPicklableError  DeployConflictError
 |- ArtifactError     ArtifactNotFoundError  PayloadTooLargeError  DuplicateArtifactError  VersionConflictError
+|  |                           PayloadLostError
 |  `- ArtifactSchemaError      UnknownTypeError
 |- RoutingError                NoSubscriberError  LoopGuardError  UnknownAgentError (a KeyError)
 |- AgentError                  AgentTimeoutError (a TimeoutError)  AgentCrashedError
@@ -27,6 +28,16 @@ its class's `text`. This module imports nothing heavy: it is on the path of `imp
 
 from __future__ import annotations
 
+from flock_ray.error_artifacts import (
+    ArtifactError,
+    ArtifactNotFoundError,
+    ArtifactSchemaError,
+    DuplicateArtifactError,
+    PayloadLostError,
+    PayloadTooLargeError,
+    UnknownTypeError,
+    VersionConflictError,
+)
 from flock_ray.error_base import FlockError, safe_error_text
 
 __all__ = [
@@ -66,6 +77,7 @@ __all__ = [
     "NoEngineError",
     "NoSubscriberError",
     "OutputContractError",
+    "PayloadLostError",
     "PayloadTooLargeError",
     "PoolSaturatedError",
     "RateLimitError",
@@ -119,74 +131,6 @@ class DeployConflictError(ConfigurationError):
     code = "deploy_conflict"
     http_status = 409
     text = "The deployed agents contradict these. Deploy from one program, or use another namespace."
-
-
-class ArtifactError(FlockError):
-    """Something is wrong with one artifact."""
-
-    code = "artifact_error"
-    http_status = 400
-    text = "The artifact was refused. Correct the artifact and publish it again."
-
-    def __init__(self, message: str = "", *, artifact_id: str | None = None) -> None:
-        """Make the error; `artifact_id` names the artifact, None when it has no id."""
-        super().__init__(message)
-        self.artifact_id = artifact_id
-
-
-class ArtifactNotFoundError(ArtifactError):
-    """No artifact of this id exists, or the reader may not see it."""
-
-    code = "artifact_not_found"
-    http_status = 404
-    text = "No such artifact is visible to you. Check the id, the namespace, the retention and your identity."
-
-
-class ArtifactSchemaError(ArtifactError):
-    """A payload does not fit its type, or its version cannot be read here."""
-
-    code = "artifact_schema"
-    http_status = 422
-    text = "The payload does not fit its type. Compare it with the JSON schema of the type."
-
-    def __init__(
-        self, message: str = "", *, type_name: str | None = None, version: int | None = None
-    ) -> None:
-        """Make the error; `type_name` and `version` say what the payload claims to be, if known."""
-        super().__init__(message)
-        self.type_name = type_name
-        self.version = version
-
-
-class UnknownTypeError(ArtifactSchemaError):
-    """A type name, or a class, was never registered in this process."""
-
-    code = "unknown_type"
-    text = "The artifact type is not registered. Decorate the class with @flock_type and import its module."
-
-
-class PayloadTooLargeError(ArtifactError):
-    """A payload is larger than the board accepts."""
-
-    code = "payload_too_large"
-    http_status = 413
-    text = "The payload is too large. Publish a reference to the data, or raise the limit of the flock."
-
-
-class DuplicateArtifactError(ArtifactError):
-    """An id or idempotency key was used again with different content."""
-
-    code = "duplicate_artifact"
-    http_status = 409
-    text = "The id is taken by other content. Artifacts are immutable: publish the change as a new one."
-
-
-class VersionConflictError(ArtifactError):
-    """Something changed between reading and writing it."""
-
-    code = "version_conflict"
-    http_status = 409
-    text = "Somebody else changed this first. Read it again and repeat the change."
 
 
 class RoutingError(FlockError):

@@ -56,6 +56,7 @@ async def open_on_ray(
     from flock_ray.actors.bootstrap import cluster_cpus, ensure_ray, open_board, stop_ray
     from flock_ray.actors.clock import SystemClock
     from flock_ray.actors.limits import ShardSettings
+    from flock_ray.actors.payloads import RayPayloads
     from flock_ray.actors.pools import RouterSettings
     from flock_ray.actors.processes import BoardPlan
     from flock_ray.gateway.settings import GatewayPlan
@@ -73,7 +74,11 @@ async def open_on_ray(
         namespace=namespace,
         num_shards=num_shards,
         detached=settings.detached,
-        shard=ShardSettings(max_artifacts=per_shard, max_open=settings.max_open),
+        shard=ShardSettings(
+            max_artifacts=per_shard,
+            max_open=settings.max_open,
+            inline_payload_bytes=settings.inline_payload_bytes,
+        ),
         router=RouterSettings(
             max_shared_workers=settings.max_workers or cpus,
             heartbeat_deadline_s=settings.heartbeat_deadline.total_seconds(),
@@ -82,6 +87,7 @@ async def open_on_ray(
         persistence=persistence,
         models=(models or GatewayPlan()).fitted(cpus),
         default_model=settings.model,
+        inline_payload_bytes=settings.inline_payload_bytes,
     )
     opened = await open_board(plan)
     board = Board(
@@ -93,6 +99,8 @@ async def open_on_ray(
         monotonic=time.monotonic,
         max_payload_bytes=settings.max_payload_bytes,
         publish_timeout_s=settings.publish_timeout.total_seconds(),
+        payloads=RayPayloads(plan.namespace),
+        inline_payload_bytes=opened.plan.inline_payload_bytes,
     )
     owns = opened.created and not opened.plan.detached
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Collection, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.rows import (
@@ -18,7 +18,7 @@ from flock_ray.core.rows import (
 )
 from flock_ray.core.wire import Envelope
 
-__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "PeerGoneError", "Peers",
+__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "PayloadStore", "PeerGoneError", "Peers",
            "Persistence", "RouterLink", "ShardLink", "ShardStore", "Spawner", "WorkerLink"]  # fmt: skip
 
 
@@ -267,6 +267,47 @@ class DefinitionCodec(Protocol):
         ...
 
 
+class PayloadStore(Protocol):
+    """Large payloads outside the shards, as one process sees them.
+
+    What is held lives as long as the process that holds it, and as its handle: there is no call that frees.
+    Offers and handles travel in calls to other processes of the board; nothing else about them is known.
+    """
+
+    async def offer(self, payloads: Sequence[bytes]) -> Any:
+        """Make payloads of this process readable by others, for as long as the answer is kept.
+
+        Raises:
+            BackpressureError: There is no room for them; retryable.
+        """
+        ...
+
+    async def adopt(self, offer: Any, claims: Sequence[bytes]) -> list[Any]:
+        """Hold what another process offers: it may die now. Returns a handle for each payload.
+
+        Args:
+            offer: Its answer to `offer`.
+            claims: What the payloads have to be (`core.claims`), in the same order.
+
+        Raises:
+            PayloadLostError: It died, or a payload is not what its claim says.
+            BackpressureError: There is no room for them; retryable.
+        """
+        ...
+
+    async def keep(self, payloads: Sequence[bytes]) -> list[Any]:
+        """Hold payloads of this process. Returns a handle for each.
+
+        Raises:
+            BackpressureError: There is no room for them; retryable.
+        """
+        ...
+
+    async def open(self, handles: Sequence[Any]) -> list[bytes | None]:
+        """Read what any process of the board holds; None for what is lost."""
+        ...
+
+
 class ShardLink(Protocol):
     """A shard as others see it. Every call raises PeerGoneError when the shard is dead."""
 
@@ -276,6 +317,18 @@ class ShardLink(Protocol):
 
     def complete(self, blob: bytes) -> Awaitable[bytes]:
         """Send a CompleteBatch; answers with a CompleteReply once it is durable."""
+        ...
+
+    def publish_large(self, blob: bytes, keys: list[tuple[bytes, bytes]], offer: Any) -> Awaitable[bytes]:
+        """Send a PublishBatch whose large payloads are claimed: (artifact, claim) of each, and who offers them."""
+        ...
+
+    def complete_large(self, blob: bytes, keys: list[tuple[bytes, bytes]], offer: Any) -> Awaitable[bytes]:
+        """Send a CompleteBatch whose large payloads are claimed."""
+        ...
+
+    def payloads(self, keys: list[tuple[bytes, bytes]], lost: bool) -> Awaitable[list[Any]]:
+        """Ask for the handles of claimed payloads, None where there is none; `lost`: what was answered before is."""
         ...
 
     def forward(self, blob: bytes) -> Awaitable[bytes]:

@@ -103,7 +103,7 @@ async def select(
             await _take(passed, offset)
             for page, skipped in zip(pages, passed, strict=True):
                 page.start_us, page.passed = skipped.start_us, skipped.passed
-    return await _take(pages, limit)
+    return await board.whole(await _take(pages, limit))
 
 
 async def _take(pages: Sequence[_ShardPages], count: int) -> list[Envelope]:
@@ -131,7 +131,7 @@ async def _walk_shard(board: Board, shard: int, query: ArtifactQuery) -> AsyncIt
         part = _envelopes(page)
         if not part:
             return
-        yield part
+        yield await board.whole(part)
 
 
 async def walk(board: Board, query: ArtifactQuery) -> AsyncIterator[list[Envelope]]:

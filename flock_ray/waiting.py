@@ -129,7 +129,7 @@ class BoardFacts:
                 blob, position, _ = await self._board.shard(shard).read(
                     seen.get(shard, 0), leaf.type_name, leaf.correlation_id, 500, 0
                 )
-                envelopes = _envelopes(blob)
+                envelopes = await self._board.whole(_envelopes(blob))
                 if not envelopes:
                     break
                 seen[shard] = position

@@ -174,7 +174,7 @@ class Ledger:
         # An event may tell of an artifact that is not stored yet, and only what is stored can be read.
         await self.board._call(home.wait_quiet(workflow_id, 0))
         blob, position, _ = await self.board._call(home.read(after, None, workflow_id, PAGE, 0))
-        found = _envelopes(blob)
+        found = await self.board.whole(_envelopes(blob))
         # Without artifacts the position is the head, which may have passed one while the store was read.
         return found, position if found else after
 
@@ -184,7 +184,10 @@ class Ledger:
         return [Artifact.from_envelope(found[key]) for key in ids if key in found]
 
     async def _get(self, workflow_id: str, ids: list[bytes]) -> list[Envelope]:
-        return _envelopes(await self.board._call(self.home(workflow_id).get(ids))) if ids else []
+        if not ids:
+            return []
+        blob = await self.board._call(self.home(workflow_id).get(ids))
+        return await self.board.whole(_envelopes(blob))
 
     async def flush(self, workflow_id: str) -> int:
         """Run the partial batches that hold inputs of this workflow alone; returns how many."""
@@ -264,7 +267,8 @@ class Ledger:
         query = ArtifactQuery((self.registry.name_for(WorkflowStarted),), start_us=since_us)
         async for page in searching.walk(self.board, query):
             wanted = [id_of(what, e.correlation_id) for e in page for what in ("input", "end")]
-            found = {e.id: e for part in await self.board.each("get", wanted) for e in _envelopes(part)}
+            parts = await self.board.each("get", wanted)
+            found = {e.id: e for e in await self.board.whole([e for part in parts for e in _envelopes(part)])}
             for envelope in page:
                 name = envelope.correlation_id
                 end = found.get(id_of("end", name))

@@ -307,6 +307,7 @@ async def joined_board(namespace: str, *, code: bool = False) -> AsyncIterator[B
     """
     from flock_ray.actors.bootstrap import ensure_ray, join_board
     from flock_ray.actors.clock import SystemClock
+    from flock_ray.actors.payloads import RayPayloads
     from flock_ray.board import Board
     from flock_ray.config import load_ray_config
     from flock_ray.core.registry import type_registry
@@ -327,6 +328,7 @@ async def joined_board(namespace: str, *, code: bool = False) -> AsyncIterator[B
     board = Board(
         found.links, owner=uuid.uuid4().hex, registry=type_registry, codec=CloudpickleCodec(), clock=SystemClock(),
         monotonic=time.monotonic, max_payload_bytes=found.plan.max_payload_bytes, publish_timeout_s=30.0,
+        payloads=RayPayloads(namespace), inline_payload_bytes=found.plan.inline_payload_bytes,
     )  # fmt: skip
     try:
         if code:

@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from flock_ray.claiming import Claiming
+from flock_ray.core.claims import is_claim, payload_bytes
 from flock_ray.core.rows import ArtifactQuery
 from flock_ray.core.wire import Envelope
 from flock_ray.errors import StoreUnavailableError
@@ -58,7 +60,12 @@ class BoardReader:
     """
 
     def __init__(
-        self, shard: Callable[[int], Any], num_shards: int, *, max_bytes: int = MAX_READ_BYTES
+        self,
+        shard: Callable[[int], Any],
+        num_shards: int,
+        *,
+        max_bytes: int = MAX_READ_BYTES,
+        claiming: Claiming | None = None,
     ) -> None:
         """Read a board.
 
@@ -66,7 +73,9 @@ class BoardReader:
             shard: Finds the link of a shard.
             num_shards: How many the board has.
             max_bytes: Payload bytes of one read.
+            claiming: Reads large payloads; None: there are none.
         """
+        self._claiming = claiming
         self._shard = shard
         self._num_shards = num_shards
         self._max_bytes = max_bytes
@@ -95,12 +104,13 @@ class BoardReader:
             sure = [e for e in merged if known is None or age(e) >= known]
             # What is not sure is at most one reply of each shard: it says nothing about what fits.
             if not behind or (
-                all(pages.found for pages in behind) and sum(len(e.payload) for e in sure) > self._max_bytes
+                all(pages.found for pages in behind)
+                and sum(payload_bytes(e.payload) for e in sure) > self._max_bytes
             ):
                 break
             await asyncio.gather(*(self._fetch(pages, blob, size, before) for pages in behind))
             size = PAGE
-        return self._fitting(sure[:limit])
+        return await self._whole(self._fitting(sure[:limit]))
 
     async def get(self, ids: Collection[bytes]) -> list[Envelope]:
         """Return the artifacts of these ids that there are, in any order.
@@ -111,7 +121,12 @@ class BoardReader:
         wanted = list(dict.fromkeys(ids))
         links = [self._shard(index) for index in range(self._num_shards)]
         blobs = await asyncio.gather(*(_patiently(partial(link.get, wanted)) for link in links))
-        return list({e.id: e for blob in blobs for e in _envelopes(blob)}.values())
+        return await self._whole(list({e.id: e for blob in blobs for e in _envelopes(blob)}.values()))
+
+    async def _whole(self, envelopes: list[Envelope]) -> list[Envelope]:
+        if self._claiming is None or not any(is_claim(e.payload) for e in envelopes):
+            return envelopes
+        return await self._claiming.whole(envelopes)
 
     async def _fetch(self, pages: _Pages, query: bytes, size: int, before: Age | None) -> None:
         start = age(pages.found[-1]) if pages.found else before
@@ -124,7 +139,7 @@ class BoardReader:
     def _fitting(self, newest_first: list[Envelope]) -> list[Envelope]:
         left, kept = self._max_bytes, list[Envelope]()
         for envelope in newest_first:
-            left -= len(envelope.payload)
+            left -= payload_bytes(envelope.payload)
             if left < 0 and kept:
                 break
             kept.append(envelope)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 
 from flock_ray.core import gates
+from flock_ray.core.claims import is_claim
 from flock_ray.core.ids import single_prefix
 from flock_ray.core.schedule_desk import ScheduleDesk
 from flock_ray.core.state import Item, Slot, Workflow
@@ -18,12 +20,18 @@ class DeliveryDesk(ScheduleDesk):
     def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:
         """Start with empty slots."""
         super().__init__(owned, max_artifacts=max_artifacts, durable=durable)
+        self.inline_limit = sys.maxsize
+        """Payloads above it, in bytes, do not stay in memory; the host sets it."""
+        self.large: list[Envelope] = []
+        """Accepted with a payload above that: the host puts it elsewhere, and empties this."""
         self._conditions: dict[str, list[SubscriptionSpec]] = {}
         self._when: dict[str, WhenTree] = {}
 
     def _accept(self, slot: Slot, posting: Posting, now_us: int) -> None:
         envelope = posting.envelope
         seq = self.index.add(envelope)
+        if len(envelope.payload) > self.inline_limit and not is_claim(envelope.payload):
+            self.large.append(envelope)
         workflow = slot.workflows.get(envelope.correlation_id)
         if workflow is None:
             workflow = Workflow(envelope.correlation_id, slot.index, now_us, now_us)

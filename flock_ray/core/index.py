@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from flock_ray.core.claims import is_claim
 from flock_ray.core.wire import Envelope
 
 
@@ -45,6 +46,7 @@ class BoardIndex:
         "floor",
         "head",
         "ids",
+        "released",
     )
 
     def __init__(self) -> None:
@@ -63,6 +65,8 @@ class BoardIndex:
         self._type_live: dict[str, int] = {}
         self._counters: dict[str, dict[CountQuery, int]] = {}
         self._dead = 0
+        self.released: list[bytes] = []
+        """Artifacts with claimed payloads that were removed: the host lets their payloads go, and empties this."""
         self._evicted: dict[str, int] = {}
         """Type: position of the newest artifact that was evicted."""
 
@@ -145,6 +149,8 @@ class BoardIndex:
             if seq > evicted.get(name, 0):
                 evicted[name] = seq
             del ids[envelope.id]
+            if is_claim(envelope.payload):
+                self.released.append(envelope.id)
             live[name] -= 1
             if not keep_counts:
                 for query in self._counters.get(name, ()):

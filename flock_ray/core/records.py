@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 import msgspec
 
 from flock_ray.core.budgets import Amount, Charge, Limit, Terms
+from flock_ray.core.claims import is_claim
 from flock_ray.core.rows import SHARD, WorkflowRow
 from flock_ray.core.schedules import ScheduleInfo
 from flock_ray.core.wire import Completion, Envelope, Forward, Posting, TableSpec
@@ -22,6 +23,9 @@ from flock_ray.errors import StoreCorruptError
 
 FRAME_FORMAT = 1
 """Raised when an old program could misread new frames: it refuses them then."""
+
+CLAIMS_FORMAT = 2
+"""Of frames in which payloads are claimed: a program that does not know claims would take them for payloads."""
 
 
 class Published(msgspec.Struct, array_like=True, tag="P", frozen=True):
@@ -358,16 +362,22 @@ _decode_frame = msgspec.msgpack.Decoder(Frame).decode
 def encode_frame(
     at_us: int, heads: list[int], records: list[Record], is_stored: Callable[[Envelope], bool]
 ) -> bytes:
-    """Encode records without the payloads that `is_stored` says are in rows of this store.
+    """Encode records without the payloads that `is_stored` says are in rows of this store; claims stay.
 
     The payloads are taken out of the envelopes for the moment of encoding: copies without them would cost
     three times as much as all the rest. Nothing else may look at the envelopes meanwhile.
     """
-    stripped = [(envelope, envelope.payload) for envelope in envelopes_of(records) if is_stored(envelope)]
+    stripped: list[tuple[Envelope, bytes]] = []
+    frame_format = FRAME_FORMAT
+    for envelope in envelopes_of(records):
+        if is_claim(envelope.payload):
+            frame_format = CLAIMS_FORMAT
+        elif is_stored(envelope):
+            stripped.append((envelope, envelope.payload))
     try:
         for envelope, _ in stripped:
             _set(envelope, "payload", b"")
-        return encode_record(Frame(FRAME_FORMAT, at_us, heads, records))
+        return encode_record(Frame(frame_format, at_us, heads, records))
     finally:
         for envelope, payload in stripped:
             _set(envelope, "payload", payload)
@@ -381,13 +391,13 @@ def decode_frame(data: bytes) -> Frame:
     """
     try:
         found = _decode_format(data).format
-        if found == FRAME_FORMAT:
+        if found in (FRAME_FORMAT, CLAIMS_FORMAT):
             return _decode_frame(data)
     except msgspec.DecodeError as error:
         raise StoreCorruptError(f"A journal frame can't be read: {error}.") from error
     raise StoreCorruptError(
         f"The journal was written by a newer version of flock_ray (frame format {found}, this one knows "
-        f"{FRAME_FORMAT}). Start it with that version or a later one."
+        f"{CLAIMS_FORMAT}). Start it with that version or a later one."
     )
 
 

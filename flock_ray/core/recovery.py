@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from flock_ray.core.budgets import Ledger
+from flock_ray.core.claims import claim_for, is_claim
 from flock_ray.core.ids import EPOCH_SHIFT
 from flock_ray.core.pauses import Pause
 from flock_ray.core.records import Frame, decode_frame, envelopes_of
@@ -28,6 +29,9 @@ from flock_ray.errors import StoreCorruptError
 S = TypeVar("S", "SlotState", "ShardState")
 
 SNAPSHOT_FORMAT = 1
+
+CLAIMS_FORMAT = 2
+"""Of snapshots in which payloads are claimed, as of frames."""
 
 
 class _Item(msgspec.Struct, array_like=True):
@@ -131,7 +135,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
         place = places.get(envelope.id)
         if place is None:
             place = places[envelope.id] = len(envelopes)
-            stored = envelope.slot in core.slots
+            stored = envelope.slot in core.slots and not is_claim(envelope.payload)
             envelopes.append(msgspec.structs.replace(envelope, payload=b"") if stored else envelope)
         return place
 
@@ -161,7 +165,8 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     delayed = [(key, sub, match) for (key, sub), match in slot.delayed.items()]
     return _encode(
         SlotState(
-            SNAPSHOT_FORMAT, envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
+            CLAIMS_FORMAT if any(is_claim(e.payload) for e in envelopes) else SNAPSHOT_FORMAT,
+            envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
             delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox, list(specs),
             list(slot.usage.values()), slot.lanes, list(slot.letters.values()),
             slot.ledger, list(slot.schedules.values()), slot.candidates,
@@ -199,10 +204,19 @@ class Recovery:
         """Return the artifacts whose payloads have to be fetched; call after `rebuild`."""
         return {envelope.id for envelope in self._without_payload()}
 
-    def fill(self, bodies: dict[bytes, bytes]) -> None:
-        """Put payloads where they belong; one that the store has no more was erased."""
+    def fill(self, bodies: dict[bytes, bytes], inline_limit: int | None = None) -> None:
+        """Put payloads where they belong; one that the store has no more was erased.
+
+        Args:
+            bodies: Those that the store has, of all that are missing.
+            inline_limit: Larger ones, in bytes, are claimed: they stay in the store. None: all stay in memory.
+        """
+        claims: dict[bytes, bytes] = {}
         for envelope in list(self._without_payload()):
-            msgspec.structs.force_setattr(envelope, "payload", bodies.get(envelope.id, ERASED))
+            body = bodies.get(envelope.id, ERASED)
+            if inline_limit is not None and len(body) > inline_limit:
+                body = claims.get(envelope.id) or claims.setdefault(envelope.id, claim_for(body))
+            msgspec.structs.force_setattr(envelope, "payload", body)
 
     def _without_payload(self) -> Iterable[Envelope]:
         return (e for e in self._envelopes() if not e.payload and e.id in self._live)
@@ -256,10 +270,10 @@ def _read(snapshot: Snapshot, decode: Callable[[bytes], S]) -> S:
         state = decode(snapshot.data)
     except msgspec.DecodeError as error:
         raise StoreCorruptError(f"The snapshot of slot {snapshot.slot} can't be read: {error}.") from error
-    if state.format != SNAPSHOT_FORMAT:
+    if state.format not in (SNAPSHOT_FORMAT, CLAIMS_FORMAT):
         raise StoreCorruptError(
             f"The snapshot of slot {snapshot.slot} was written by a newer version of flock_ray (format "
-            f"{state.format}, this one knows {SNAPSHOT_FORMAT}). Start it with that version or a later one."
+            f"{state.format}, this one knows {CLAIMS_FORMAT}). Start it with that version or a later one."
         )
     return state
 
@@ -329,6 +343,7 @@ def _ready(core: ShardCore, epoch: int) -> None:
     core.local_forwards = [forward for forward in outbox if forward.target in core.slots]
     core.remote_forwards = [forward for forward in outbox if forward.target not in core.slots]
     core.records, core.cancels, core.quiet = [], [], []
+    core.large, core.index.released = [], []
     if core.changes is not None:
         core.changes.clear()
     core.events.begin_at((epoch << EPOCH_SHIFT) + 1)

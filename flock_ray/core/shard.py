@@ -15,6 +15,7 @@ import msgspec
 from flock_ray.core import gates
 from flock_ray.core.cancelling import CancelDesk
 from flock_ray.core.changes import workflow_from
+from flock_ray.core.claims import same_payload
 from flock_ray.core.ids import single_prefix
 from flock_ray.core.parking import Parked, input_is_newer
 from flock_ray.core.records import (
@@ -125,7 +126,7 @@ class ShardCore(CancelDesk):
     def _compare(self, posting: Posting) -> int:
         new = posting.envelope
         known = self.index.get(new.id) or self.stored.get(new.id)
-        same = known is not None and known.type == new.type and known.payload == new.payload
+        same = known is not None and known.type == new.type and same_payload(known.payload, new.payload)
         return DUPLICATE if same or posting.idempotent else CONFLICT
 
     def complete(self, completion: Completion, now_us: int) -> bool:

@@ -112,7 +112,8 @@ class LetterBoard:
         if not ids:
             return []
         blobs = await self._board.each("get", list(dict.fromkeys(ids)))
-        known = {envelope.id: envelope for blob in blobs for envelope in _envelopes(blob)}
+        envelopes = await self._board.whole([e for blob in blobs for e in _envelopes(blob)])
+        known = {envelope.id: envelope for envelope in envelopes}
         return [known.get(key) for key in ids]
 
     async def actions(self, workflow: str, letter: bytes) -> list[Envelope]:

@@ -110,7 +110,11 @@ class VirtualFlock(Flock):
             store=None if keep is None else lambda i: keep.store(name, i, owned_slots(i, num_shards)),
             clock=clock,
             registry=self._registry,
-            shard_settings=ShardSettings(max_artifacts=per_shard, max_open=settings.max_open),
+            shard_settings=ShardSettings(
+                max_artifacts=per_shard,
+                max_open=settings.max_open,
+                inline_payload_bytes=settings.inline_payload_bytes,
+            ),
             max_workers=settings.max_workers or 1,
             max_payload_bytes=settings.max_payload_bytes,
             services=self._services(clock),
@@ -126,6 +130,8 @@ class VirtualFlock(Flock):
             max_payload_bytes=settings.max_payload_bytes,
             publish_timeout_s=settings.publish_timeout.total_seconds(),
             long_call_s=FOREVER_S,
+            payloads=local.payloads_of(),
+            inline_payload_bytes=settings.inline_payload_bytes,
         )
         board.edge.offload = inline
 

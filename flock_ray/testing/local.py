@@ -17,6 +17,7 @@ from flock_ray.actors.router import Router
 from flock_ray.actors.shard import Shard
 from flock_ray.actors.threads import Setup
 from flock_ray.actors.worker import Worker
+from flock_ray.adapters.memory_payloads import MemoryPayloads
 from flock_ray.board import BoardLinks
 from flock_ray.core import wire
 from flock_ray.core.definition import AgentDefinition
@@ -240,6 +241,7 @@ class LocalBoard:
         store: Callable[[int], ShardStore | None] | None = None,
         router_settings: RouterSettings | None = None,
         services: Services | None = None,
+        payloads: Callable[[], MemoryPayloads] | None = None,
     ) -> None:
         """Make router and shards; `begin` sets them to work.
 
@@ -253,8 +255,10 @@ class LocalBoard:
             store: Opens the store of a shard, again for each shard that is made under its number; None: no store.
             router_settings: Times; None: nothing ever times out.
             services: What the workers offer to engines, each a copy; None: nothing.
+            payloads: Makes what holds the large payloads of a process; None: in memory.
         """
         self.codec = LocalCodec()
+        self.payloads_of = payloads or MemoryPayloads
         self._clock = clock
         self._registry = registry
         self._max_payload_bytes = max_payload_bytes
@@ -275,6 +279,7 @@ class LocalBoard:
         return Shard(
             index, self.num_shards, owned_slots(index, self.num_shards),
             store=self._store(index), clock=self._clock, peers=self, settings=self._shard_settings,
+            payloads=self.payloads_of(),
         )  # fmt: skip
 
     def _make_router(self) -> Router:
@@ -328,6 +333,7 @@ class LocalBoard:
             codec=self.codec, executor=InlineExecutor, registry=self._registry,
             max_payload_bytes=self._max_payload_bytes, offload=inline,
             services=dataclasses.replace(self.services), num_shards=self.num_shards,
+            payloads=self.payloads_of(), inline_payload_bytes=self._shard_settings.inline_payload_bytes,
         )  # fmt: skip
         self.workers[worker] = made
         self._attached[worker] = asyncio.ensure_future(self._stay_attached(worker))

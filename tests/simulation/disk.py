@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from flock_ray.adapters.memory import MemoryDisk
+from flock_ray.core.claims import is_claim
 from flock_ray.core.records import Record, decode_frame, envelopes_of
 
 
@@ -21,15 +22,18 @@ class SimDisk(MemoryDisk):
     received: dict[tuple[int, int], int] = field(default_factory=dict)
     """(source, target): last forward that the records have applied."""
     last_at_us: int = 0
+    everywhere: dict[int, SimDisk] = field(default_factory=dict)
+    """The disks of all shards: what a gate holds of another shard's is stored there."""
 
     def records(self) -> list[Record]:
         """Every record ever made durable, with its payloads."""
         return self.with_payloads([r for frame in self.history for r in decode_frame(frame).records])
 
     def with_payloads(self, records: list[Record]) -> list[Record]:
-        bodies = {envelope.id: envelope.payload for envelope in self.artifacts.values()}
+        disks = (self, *self.everywhere.values())
+        bodies = {envelope.id: envelope.payload for disk in disks for envelope in disk.artifacts.values()}
         for envelope in envelopes_of(records):
-            if not envelope.payload:
+            if not envelope.payload or is_claim(envelope.payload):
                 msgspec.structs.force_setattr(envelope, "payload", bodies[envelope.id])
         return records
 

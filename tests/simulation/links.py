@@ -131,4 +131,7 @@ def check_acked(world: World, shard: int, _: bytes, answer: bytes) -> None:
             world.broken(shard, f"forward {source}>{target} #{seq} was acknowledged before it was durable")
 
 
-_PROMISES = {"publish": check_published, "complete": check_completed, "forward": check_acked}
+_PROMISES = {
+    "publish": check_published, "complete": check_completed, "forward": check_acked,
+    "publish_large": check_published, "complete_large": check_completed,
+}  # fmt: skip

@@ -33,7 +33,7 @@ from tests.simulation.disk import SimDisk
 from tests.simulation.limited import operate
 from tests.simulation.simulator import SimBoard, SimFlock, persist, run_seeded
 from tests.simulation.store import SimStore
-from tests.simulation.workload import Story, declare, deploy_late, make_trouble, publish_some
+from tests.simulation.workload import Story, declare, deploy_late, lose_payloads, make_trouble, publish_some
 from tests.simulation.world import World
 
 MISSING_S = 10.0
@@ -76,7 +76,8 @@ async def live(world: World, story: Story) -> None:
     jobs = [publish_some(world, story, i, count // 2 + 1) for i in range(rng.choice((1, 3)))]
     trouble = make_trouble(world, story, rng.choice((0, 3, 6, 12)))
     operators = operate(world, story, rng.choice((0, 2, 6)))
-    await asyncio.gather(*jobs, trouble, operators, deploy_late(world, story), look_inside(world, story))
+    others = deploy_late(world, story), look_inside(world, story), lose_payloads(world, story)
+    await asyncio.gather(*jobs, trouble, operators, *others)
     await settle(world, story)
     if rng.random() < 0.5:
         await restart_and_repeat(world, story)
@@ -121,7 +122,7 @@ def check_handed_out(world: World, sim: SimBoard, before: Missing) -> Missing:
             made = sim.workers.get(worker)
             if made is None or shard.index in made._sending:
                 continue  # its death is being noticed; or the results are on their way
-            for gone in held.keys() - made._executor.open_ids():
+            for gone in held.keys() - made._executor.open_ids() - {key for key, _ in made._fetching}:
                 key = (shard.index, gone, held[gone].attempt)
                 missing[key] = before.get(key, now)
                 if now - missing[key] > MISSING_S:

@@ -17,6 +17,8 @@ from unittest import mock
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.shard import Shard
+from flock_ray.actors.worker import Worker
+from flock_ray.adapters.memory_payloads import MemoryPayloads
 from flock_ray.board import Board, BoardLinks
 from flock_ray.core.ids import owned_slots
 from flock_ray.core.registry import TypeRegistry, type_registry
@@ -24,7 +26,7 @@ from flock_ray.errors import PoolSaturatedError, StaleEpochError, StoreUnavailab
 from flock_ray.opening import Opened
 from flock_ray.ports import PeerGoneError
 from flock_ray.testing import VirtualClock, VirtualFlock
-from flock_ray.testing.local import LocalBoard
+from flock_ray.testing.local import LocalBoard, inline
 from tests.simulation.disk import SimDisk
 from tests.simulation.links import SimLink
 from tests.simulation.loop import SeededLoop
@@ -52,17 +54,20 @@ class SimBoard(LocalBoard):
                 snapshot_bytes=world.rng.choice((500, 5_000, 10**9)),
                 max_artifacts=world.rng.choice((20, None)),
                 max_open=world.rng.choice((15, 200_000)),
+                inline_payload_bytes=world.inline_payload_bytes,
             ),
             max_workers=2,
             max_payload_bytes=max_payload_bytes,
-            store=lambda index: SimStore(world, world.disks.setdefault(index, SimDisk()), index),
+            store=lambda index: SimStore(
+                world, world.disks.setdefault(index, SimDisk(everywhere=world.disks)), index
+            ),
             router_settings=RouterSettings(max_shared_workers=world.rng.choice((1, 2, 3))),
         )
 
     def _make_shard(self, index: int) -> Shard:
         made = Shard(
             index, self.num_shards, owned_slots(index, self.num_shards), store=self._store(index),
-            clock=self.world.clock(index), peers=self, settings=self._shard_settings,
+            clock=self.world.clock(index), peers=self, settings=self._shard_settings, payloads=MemoryPayloads(),
         )  # fmt: skip
         assert made._keeper is not None
         assert isinstance(made._keeper.store, SimStore)
@@ -94,6 +99,7 @@ class SimBoard(LocalBoard):
         made = self.workers.get(worker)
         await super().stop(worker)
         if made is not None:
+            end_payloads(made)
             self.world.die(made)
 
     def kill_worker(self, worker: str | None = None) -> None:
@@ -104,6 +110,7 @@ class SimBoard(LocalBoard):
         made = self.workers.pop(worker)
         self._attached.pop(worker).cancel()
         made.close()
+        end_payloads(made)
         self.world.die(made)
         self.world.trace.note(f"worker {worker} dies")
 
@@ -135,11 +142,21 @@ class SimBoard(LocalBoard):
             self.zombies.append(old)
             self.world.send(self._end(old))
         else:
+            end_payloads(old)
             await old.close()
 
     async def _end(self, zombie: Shard) -> None:
         await asyncio.sleep(self.world.rng.random() * 6)
+        end_payloads(zombie)
         await zombie.close()
+
+    def lose_payloads(self, index: int) -> None:
+        """The nodes on which a shard's payloads are die; the shard itself is elsewhere."""
+        shard = self.shards[index]
+        if shard is not None:
+            end_payloads(shard)
+            shard._payloads = MemoryPayloads()
+            self.world.trace.note("its payloads are lost", index)
 
     async def restart_shard(self, index: int | None = None) -> None:
         """A new shard rebuilds what the old one had."""
@@ -160,6 +177,17 @@ class SimBoard(LocalBoard):
             self.kill_worker(worker)
         for index in range(self.num_shards):
             await self.kill_shard(index)
+
+
+def end_payloads(process: Shard | Worker | Board) -> None:
+    """Lose what a process holds, as its death does."""
+    if isinstance(process, Shard):
+        store = process._payloads
+    else:
+        claiming = process._claiming if isinstance(process, Worker) else process.claiming
+        store = None if claiming is None else claiming._store
+    if isinstance(store, MemoryPayloads):
+        store.die()
 
 
 class SimFlock(VirtualFlock):
@@ -194,7 +222,10 @@ class SimFlock(VirtualFlock):
             monotonic=lambda: asyncio.get_running_loop().time(),
             max_payload_bytes=settings.max_payload_bytes,
             publish_timeout_s=600.0,
+            payloads=local.payloads_of(),
+            inline_payload_bytes=self.world.inline_payload_bytes,
         )
+        self.board.edge.offload = inline
 
         async def close(end: bool) -> None:
             await local.close()
@@ -207,6 +238,7 @@ class SimFlock(VirtualFlock):
         await sim.kill_everything()
         if board is not None and board._attending is not None:
             board._attending.cancel()
+            end_payloads(board)
         await asyncio.sleep(self.world.rng.random() * 3)
         again = SimFlock(self.world, sim.num_shards)
         again._builders = dict(self._builders)

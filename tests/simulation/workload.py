@@ -15,7 +15,7 @@ from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility
 from tests.simulation.limited import Chore, declare_limited
 from tests.simulation.simulator import SimFlock, persist
-from tests.simulation.world import World
+from tests.simulation.world import MANY, World
 
 
 class Keyed(BaseModel):
@@ -224,6 +224,14 @@ async def make_trouble(world: World, story: Story, events: int) -> None:
     for _ in range(events):
         await asyncio.sleep(rng.random() * 0.8)
         await make_one(world, story, rng.choice(kinds))
+
+
+async def lose_payloads(world: World, story: Story) -> None:
+    """Kill the nodes on which payloads are: a board that is kept has them in its store."""
+    rng = world.payload_rng
+    for _ in range(rng.choice((0, 2, 6)) if world.inline_payload_bytes < MANY else 0):
+        await asyncio.sleep(rng.random())
+        story.flock.sim.lose_payloads(rng.randrange(story.flock.sim.num_shards))
 
 
 async def make_one(world: World, story: Story, what: str) -> None:

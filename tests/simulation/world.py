@@ -18,6 +18,8 @@ from tests.simulation.trace import Trace
 
 T = TypeVar("T")
 
+MANY = 10**9
+
 
 @dataclass
 class Faults:
@@ -86,6 +88,10 @@ class World:
         self.seed = seed
         self.rng = random.Random(seed)
         self.faults = Faults.draw(self.rng)
+        self.payload_rng = random.Random(f"payloads of {seed}")
+        """On its own: seeds without large payloads are what they were before there were any."""
+        self.inline_payload_bytes = self.payload_rng.choice((20, MANY, MANY))
+        """Below the size of every model: all payloads are large."""
         self.trace = Trace()
         self._deaths: dict[int, tuple[object, asyncio.Future[None]]] = {}
         self._travelling: set[asyncio.Task[Any]] = set()
