@@ -45,7 +45,8 @@ class Router(PoolKeeper):
         self._installed = 0
         """Version that every shard and worker was told."""
         self._blobs: dict[str, bytes] = {}
-        self._granted: dict[int, int] = {}
+        self._granted: dict[int, tuple[int, int]] = {}
+        """By shard: the permits it has, and the number of the batch that said so last."""
         self._grants_version = 1
         self._batch_number = 0
         self._deploying = asyncio.Lock()
@@ -195,14 +196,20 @@ class Router(PoolKeeper):
         if not report.has_agents and self._installed:
             # It has come back from its journal, which has the table and no code.
             self._spawn(self._bring_code(report.shard))
-        if report.grant_seq and self._granted.get(report.shard) == self._grants_version:
+        if self._holds_all(report):
             await self._wait_for_change(self._settings.renew_every_s)
-        self._granted[report.shard] = self._grants_version
         self._batch_number += 1
-        batch = wire.GrantBatch(
-            self._batch_number, self._settings.permit_ttl_s, self._grants(), tuple(self._lost)
-        )
+        batch = wire.GrantBatch(self._batch_number, self._settings.permit_ttl_s, [])
+        if self._holds_all(report):
+            batch.renews = report.grant_seq
+        else:
+            batch.grants, batch.lost = self._grants(), tuple(self._lost)
+        self._granted[report.shard] = self._grants_version, self._batch_number
         return wire.encode(batch)
+
+    def _holds_all(self, report: wire.ShardReport) -> bool:
+        """Say whether a shard has the permits in force: it took the last batch, and nothing has changed since."""
+        return self._granted.get(report.shard) == (self._grants_version, report.grant_seq)
 
     async def _bring_code(self, shard: int) -> None:
         with contextlib.suppress(PeerGoneError):  # gone again: its successor will ask
@@ -225,17 +232,16 @@ class Router(PoolKeeper):
     def _grants(self) -> list[wire.Grant]:
         """Permits for one shard: each may use a replica's whole concurrency, the worker enforces it."""
         credit = max(1, self._settings.max_credit // self._num_shards)
-        grants = []
+        by_pool: dict[str, list[wire.Allowance]] = {}
+        for name, package in self._packages.items():
+            limit = package.info.max_concurrency
+            by_pool.setdefault(package.pool.name, []).append(wire.Allowance(name, max(credit, limit), limit))
+        workers: dict[str, list[str]] = {}
         for entry in self._workers.values():
-            if entry.state != "ready":
-                continue
-            pool = pool_of(entry.id)
-            for name, package in self._packages.items():
-                if package.pool.name == pool:
-                    limit = package.info.max_concurrency
-                    grants.append(wire.Grant(name, entry.id, max(credit, limit), limit))
-            grants.append(wire.Grant(MATCH_AGENT, entry.id, credit, credit))
-        return grants
+            if entry.state == "ready":
+                workers.setdefault(pool_of(entry.id), []).append(entry.id)
+        matching = wire.Allowance(MATCH_AGENT, credit, credit)
+        return [wire.Grant(tuple(ids), (*by_pool.get(pool, ()), matching)) for pool, ids in workers.items()]
 
     def _regrant(self) -> None:
         self._grants_version += 1

@@ -467,6 +467,8 @@ class Shard(
         batch = wire.decode_grants(blob)
         for worker in batch.lost:
             self.core.worker_lost(worker, now_us)
-        if self.core.dispatch.grant(batch, now_us):
-            self.core.permits_changed()
-        self.core.try_again({grant.worker for grant in batch.grants})
+        if not self.core.dispatch.grant(batch, now_us):
+            return
+        self.core.permits_changed()
+        if not batch.renews:
+            self.core.try_again({worker for grant in batch.grants for worker in grant.workers})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 import uuid
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def main() -> None:
     edge = Edge(table, type_registry)
     core = ShardCore(range(256), max_artifacts=None)
     core.install(table.spec, NOW_US)
-    grants = [wire.Grant("copy", "shared:0123456789ab", BATCH, BATCH)]
+    grants = [wire.Grant(("shared:0123456789ab",), (wire.Allowance("copy", BATCH, BATCH),))]
     core.dispatch.grant(wire.GrantBatch(1, 1e9, grants, ()), NOW_US)
     gc.collect()
     before = _rss_bytes()
@@ -58,8 +59,28 @@ def main() -> None:
     for hop, size in hops.items():
         print(f"  {hop:<9} {size / INPUTS:6.0f}")
     print(f"memory per artifact on a shard: {(_rss_bytes() - before) / (2 * INPUTS):.0f} bytes")
-    grant = len(wire.encode(grants[0]))
-    print(f"one grant (one agent on one worker): {grant} bytes")
+    _permits(64, 1000, 50)
+
+
+def _permits(shards: int, workers: int, agents: int) -> None:
+    """Say what the permits of a large cluster cost one of its shards: all, with a new worker, renewed."""
+    names = [f"shared:{n:012x}" for n in range(workers + 1)]
+    allowances = tuple(wire.Allowance(f"agent-number-{n}", BATCH, 16) for n in range(agents + 1))
+    core = ShardCore(range(256), max_artifacts=None)
+    whole = wire.GrantBatch(1, 10.0, [wire.Grant(tuple(names[:-1]), allowances)])
+    grown = wire.GrantBatch(2, 10.0, [wire.Grant(tuple(names), allowances)])
+    renewal = wire.GrantBatch(3, 10.0, [], renews=2)
+    print(f"permits, {shards} shards, {workers} workers of {agents} agents, at one shard:")
+    for label, batch in (("all", whole), ("one more worker", grown), ("a renewal", renewal)):
+        started = time.perf_counter()
+        blob = wire.encode(batch)
+        encoded = time.perf_counter()
+        assert core.dispatch.grant(wire.decode_grants(blob), NOW_US)
+        taken = time.perf_counter()
+        print(
+            f"  {label:<16} {len(blob):7,} bytes, encoded in {(encoded - started) * 1e3:.2f} ms, decoded and "
+            f"applied in {(taken - encoded) * 1e3:.2f} ms"
+        )
 
 
 def _one_batch(core: ShardCore, edge: Edge, hops: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ from zlib import crc32
 from flock_ray.core.fairness import Charge, FairLevel, Prices, cost_of, tenant_of_run
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.pauses import Pauses, Place, lay_aside
+from flock_ray.core.permits import READ_AHEAD_US, Holding, Permits
 from flock_ray.core.state import Activation
 from flock_ray.core.tenants import tenant_of
 from flock_ray.core.wire import GrantBatch, Task
@@ -148,11 +149,6 @@ class ReadyQueue:
         return min(heads) if heads else None
 
 
-READ_AHEAD_US = 50_000
-"""Work a worker may have queued per unit of concurrency: enough to hide the round trip, little enough
-that a slow activation holds up few others."""
-
-
 LONG_RUN_US = 4 * READ_AHEAD_US
 """Nothing is read ahead for runs this long, so it does not matter how much longer one took. Without
 this limit one outlier would stop the reading ahead for a long time."""
@@ -175,31 +171,12 @@ class RunTime:
         self.mean_us += (min(run_us, LONG_RUN_US) - self.mean_us) / self.count
 
 
-class Holding:
-    """Permits of one agent on one worker, and how many are in use."""
-
-    __slots__ = ("concurrency", "credit", "used")
-
-    def __init__(self) -> None:
-        """Start with none in use."""
-        self.credit = 0
-        self.concurrency = 1
-        self.used = 0
-
-    def room(self, mean_run_us: float) -> int:
-        """Return how many more attempts may go there now, given the mean run time (0: unknown)."""
-        window = self.concurrency
-        if mean_run_us:
-            window = int(window * max(1.0, READ_AHEAD_US / mean_run_us))
-        return min(self.credit, window) - self.used
-
-
 class Dispatcher:
     """Decides which ready activation goes to which worker."""
 
     __slots__ = (
-        "_agents", "_aside", "_charges", "_expires_us", "_hot", "_is_open", "_prices", "_run_times", "_salt", "_solo",
-        "first_attempt", "grant_seq", "leases", "pauses", "ready", "weights_of",
+        "_aside", "_charges", "_hot", "_is_open", "_permits", "_prices", "_run_times", "_salt", "_solo",
+        "first_attempt", "leases", "pauses", "ready", "weights_of",
     )  # fmt: skip
 
     def __init__(
@@ -233,13 +210,10 @@ class Dispatcher:
         self.ready: dict[str, ReadyQueue] = {}
         self.leases: dict[str, dict[bytes, Activation]] = {}
         """What each worker holds."""
-        self._agents: dict[str, dict[str, Holding]] = {}
+        self._permits = Permits()
         self._hot: set[str] = set()
         self._run_times: dict[str, RunTime] = {}
         self._solo: set[str] = set()
-        self.grant_seq = 0
-        """Number of the newest batch of permits; 0 before the first."""
-        self._expires_us = 0
 
     def push(self, activation: Activation, *, front: bool = False) -> None:
         """Make an activation ready to run."""
@@ -292,24 +266,15 @@ class Dispatcher:
             self.push(activation, front=True)
         return [(worker, activation.id) for worker, activation in recalled]
 
+    @property
+    def grant_seq(self) -> int:
+        """Number of the newest batch of permits, if all of it is still held; else, and before the first, 0."""
+        return self._permits.seq if self._permits.whole else 0
+
     def grant(self, batch: GrantBatch, now_us: int) -> bool:
-        """Replace all permits by a newer batch; an older one that arrives late is ignored (False)."""
-        if batch.seq <= self.grant_seq:
+        """Take a batch of permits in place of all held; one that comes late is ignored (False)."""
+        if not self._permits.take(batch, now_us, self.leases):
             return False
-        self.grant_seq = batch.seq
-        self._expires_us = now_us + int(batch.ttl_s * 1_000_000)
-        old = self._agents
-        self._agents = {}
-        for grant in batch.grants:
-            holding = old.get(grant.agent, {}).get(grant.worker)
-            if holding is None:
-                holding = Holding()
-                for activation in self.leases.get(grant.worker, {}).values():
-                    if activation.agent == grant.agent:
-                        activation.holding = holding
-                        holding.used += 1
-            holding.credit, holding.concurrency = grant.credit, grant.concurrency
-            self._agents.setdefault(grant.agent, {})[grant.worker] = holding
         self._hot.update(agent for agent, queue in self.ready.items() if queue.count)
         return True
 
@@ -317,22 +282,22 @@ class Dispatcher:
         """Return how many more activations of an agent could begin at once, beside those that are ready."""
         if self.pauses.board or agent in self.pauses.agents:
             return 0
-        free = sum(max(0, h.concurrency - h.used) for h in self._agents.get(agent, {}).values())
+        free = sum(max(0, h.concurrency - h.used) for h in self._permits.by_agent.get(agent, {}).values())
         queue = self.ready.get(agent)
         return free if queue is None else max(0, free - queue.count)
 
     def forget_grants(self) -> None:
         """Start counting grant batches anew: the router that numbered them is a new one."""
-        self.grant_seq = 0
+        self._permits.seq = 0
 
     def permits_expired(self, now_us: int) -> bool:
         """Say whether the permits held are past their time to live."""
-        return bool(self._agents) and now_us > self._expires_us
+        return self._permits.expired(now_us)
 
     def take(self, now_us: int, table_version: int) -> dict[str, list[Task]]:
         """Hand out as many ready activations as permits allow, grouped by worker."""
         out: dict[str, list[Task]] = {}
-        if not self._hot or now_us > self._expires_us or self.pauses.board:
+        if not self._hot or now_us > self._permits.expires_us or self.pauses.board:
             return out
         paused = self.pauses.agents
         for agent in sorted(self._hot, key=self._urgency):
@@ -340,7 +305,7 @@ class Dispatcher:
                 self._hot.discard(agent)
                 continue
             queue = self.ready[agent]
-            holdings = self._agents.get(agent)
+            holdings = self._permits.by_agent.get(agent)
             if holdings:
                 known = self._run_times.get(agent)
                 self._serve(queue, holdings, known.mean_us if known is not None else 0.0, out)
@@ -461,8 +426,7 @@ class Dispatcher:
 
     def revoke(self, worker: str) -> list[Activation]:
         """Forget a worker that is gone; returns what it held, oldest first, without making it ready."""
-        for holdings in self._agents.values():
-            holdings.pop(worker, None)
+        self._permits.drop(worker)
         self._solo.discard(worker)
         held = self.leases.pop(worker, {})
         for activation in held.values():
@@ -483,9 +447,9 @@ class Dispatcher:
 
     def running(self) -> dict[str, int]:
         """Return how many attempts of each agent are handed out."""
-        counts = {a: sum(h.used for h in holdings.values()) for a, holdings in self._agents.items()}
+        counts = {a: sum(h.used for h in holdings.values()) for a, holdings in self._permits.by_agent.items()}
         return {agent: count for agent, count in counts.items() if count > 0}
 
     def workers(self) -> set[str]:
         """Every worker that holds permits or leases of this shard."""
-        return {w for holdings in self._agents.values() for w in holdings} | set(self.leases)
+        return {w for holdings in self._permits.by_agent.values() for w in holdings} | set(self.leases)

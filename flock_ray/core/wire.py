@@ -206,14 +206,21 @@ class CompleteReply(msgspec.Struct, array_like=True):
     retry_after_s: float = 0.0
 
 
-class Grant(msgspec.Struct, array_like=True, frozen=True):
-    """Permits of one agent on one worker for one shard: at most `credit` attempts outstanding there."""
+class Allowance(msgspec.Struct, array_like=True, frozen=True):
+    """How much of one agent a shard may have on a worker."""
 
     agent: str
-    worker: str
     credit: int
+    """Attempts outstanding there, at most."""
     concurrency: int = 1
     """How many of them run at the same time there; the rest is read ahead."""
+
+
+class Grant(msgspec.Struct, array_like=True, frozen=True):
+    """Permits that each of these workers gives: those of a pool host the same agents."""
+
+    workers: tuple[str, ...]
+    agents: tuple[Allowance, ...]
 
 
 class GrantBatch(msgspec.Struct, array_like=True):
@@ -224,6 +231,8 @@ class GrantBatch(msgspec.Struct, array_like=True):
     grants: list[Grant]
     lost: tuple[str, ...] = ()
     """Workers declared dead lately: what they held is handed out again."""
+    renews: int = 0
+    """Number of the batch that holds on, of which nothing has changed; 0: this one says all itself."""
 
 
 class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -452,7 +461,7 @@ class ShardReport(msgspec.Struct, array_like=True):
     workers: tuple[str, ...] = ()
     """Workers it knows: how a new router finds them."""
     grant_seq: int = 0
-    """Number of the permits it holds; 0 when it has none."""
+    """Number of the permits it holds; 0 when it has none, or not all of a batch any more."""
     has_agents: bool = True
     """It has the packages of its table's agents; not so after a recovery: the journal keeps no code."""
 

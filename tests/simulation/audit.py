@@ -183,7 +183,7 @@ def check_quiet(cores: Sequence[ShardCore]) -> None:
     for core in cores:
         assert (core.num_open, core.num_outbox, core.num_active, core.idle) == (0, 0, 0, True)
         assert not any(core.dispatch.leases.values())
-        for agent, holdings in core.dispatch._agents.items():
+        for agent, holdings in core.dispatch._permits.by_agent.items():
             assert {worker: h.used for worker, h in holdings.items() if h.used} == {}, agent
         for slot in core.slots.values():
             assert not slot.open

@@ -24,7 +24,6 @@ from flock_ray.core.wire import (
     Envelope,
     ErrorInfo,
     Forward,
-    Grant,
     GrantBatch,
     LimitSpec,
     Match,
@@ -36,6 +35,7 @@ from flock_ray.core.wire import (
     TableSpec,
     Task,
 )
+from tests.unit.core.permits import permit
 
 LIMITS = {
     "plain": None,
@@ -114,7 +114,7 @@ class FailingBoard:
     def grant(self, concurrency: int = 50) -> None:
         self.grants += 1
         for shard in self.shards:
-            grants = [Grant(name, "worker", concurrency, concurrency) for name in self.limits]
+            grants = [permit(name, "worker", concurrency, concurrency) for name in self.limits]
             shard.core.dispatch.grant(GrantBatch(self.grants, 1e6, grants), self.now)
             shard.core.permits_changed()
             self.commit(shard)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from flock_ray.core.dispatch import SOLO_AFTER_CRASHES, Dispatcher, ReadyQueue
 from flock_ray.core.pauses import Pause, Pauses
 from flock_ray.core.state import Activation
-from flock_ray.core.wire import Grant, GrantBatch
+from flock_ray.core.wire import GrantBatch
+from tests.unit.core.permits import permit
 
 AGENTS = ("fast", "slow")
 WORKERS = ("w1", "w2", "w3")
@@ -27,6 +28,8 @@ class DispatchMachine(RuleBasedStateMachine):
         self.number = 0
         self.seq = 0
         self.credit: dict[tuple[str, str], int] = {}
+        self.whole = True
+        """No worker was dropped since the last grant."""
 
     @rule(agent=st.sampled_from(AGENTS), priority=st.integers(0, 2), crashes=st.integers(0, 3))
     def push(self, agent: str, priority: int, crashes: int) -> None:
@@ -43,12 +46,23 @@ class DispatchMachine(RuleBasedStateMachine):
     )
     def grant(self, permits: dict[tuple[str, str], int]) -> None:
         self.seq += 1
-        grants = [Grant(agent, worker, n, n) for (agent, worker), n in permits.items()]
+        grants = [permit(agent, worker, n, n) for (agent, worker), n in permits.items()]
         assert self.dispatcher.grant(GrantBatch(self.seq, 10.0, grants), 0)
         assert not self.dispatcher.grant(GrantBatch(self.seq, 10.0, []), 0), (
             "a repeated batch changes nothing"
         )
         self.credit = permits
+        self.whole = True
+
+    @precondition(lambda self: self.seq > 1)
+    @rule(other=st.booleans())
+    def renew(self, other: bool) -> None:
+        self.seq += 1
+        batch = GrantBatch(self.seq, 10.0, [], renews=self.seq - 1 - other)
+        taken = self.dispatcher.grant(batch, 0)
+        assert taken == (self.whole and not other), "only what is held whole is renewed"
+        if not taken:  # the router sends all of it
+            self.grant(self.credit)
 
     @rule()
     def take(self) -> None:
@@ -79,12 +93,13 @@ class DispatchMachine(RuleBasedStateMachine):
         assert not [a for a in self.open.values() if a.worker == worker]
         for activation in held:
             self.dispatcher.push(activation, front=True)
+        self.whole = self.whole and all(key[1] != worker for key in self.credit)
         self.credit = {key: n for key, n in self.credit.items() if key[1] != worker}
 
     @invariant()
     def permits_in_use_are_those_of_running_attempts(self) -> None:
         self.before: dict[tuple[str, str], int] = {}
-        for agent, holdings in self.dispatcher._agents.items():
+        for agent, holdings in self.dispatcher._permits.by_agent.items():
             for worker, holding in holdings.items():
                 used = sum(1 for a in self.open.values() if a.agent == agent and a.worker == worker)
                 assert holding.used == used
@@ -125,7 +140,7 @@ def test_ready_queue_gives_highest_priority_first_then_oldest() -> None:
 def test_permits_run_out_by_themselves() -> None:
     # Given permits for 10 s
     dispatcher = Dispatcher(lambda _: True)
-    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", "w1", 5, 5)]), 0)
+    dispatcher.grant(GrantBatch(1, 10.0, [permit("fast", "w1", 5, 5)]), 0)
     dispatcher.push(activation_of(1))
     # When nobody renews them, then nothing is handed out after that
     assert dispatcher.take(10_000_001, 1) == {}
@@ -135,7 +150,7 @@ def test_permits_run_out_by_themselves() -> None:
 
 def test_a_short_queue_spreads_over_all_workers() -> None:
     dispatcher = Dispatcher(lambda _: True)
-    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", worker, 100, 100) for worker in WORKERS]), 0)
+    dispatcher.grant(GrantBatch(1, 10.0, [permit("fast", worker, 100, 100) for worker in WORKERS]), 0)
     for number in range(6):
         dispatcher.push(activation_of(number))
     assert {worker: len(tasks) for worker, tasks in dispatcher.take(0, 1).items()} == dict.fromkeys(
@@ -145,7 +160,7 @@ def test_a_short_queue_spreads_over_all_workers() -> None:
 
 def test_one_slow_run_stops_reading_ahead_only_for_a_few_round_trips() -> None:
     dispatcher = Dispatcher(lambda _: True)
-    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", "w1", 1000, 1)]), 0)
+    dispatcher.grant(GrantBatch(1, 10.0, [permit("fast", "w1", 1000, 1)]), 0)
     for number in range(60_000):
         dispatcher.push(activation_of(number))
 
@@ -177,7 +192,7 @@ def test_what_limits_have_let_through_runs_though_its_workflow_is_paused() -> No
     pauses = Pauses()
     pauses.put(Pause("workflow", "w", 0))
     dispatcher = Dispatcher(lambda _: True, pauses=pauses)
-    dispatcher.grant(GrantBatch(1, 10.0, [Grant("fast", "w1", 5, 5)]), 0)
+    dispatcher.grant(GrantBatch(1, 10.0, [permit("fast", "w1", 5, 5)]), 0)
     held, admitted = activation_of(1), activation_of(2)
     admitted.admitted = True
     for activation in (held, admitted):

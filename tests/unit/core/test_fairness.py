@@ -18,8 +18,9 @@ from flock_ray.core.fairness import FairLevel, Prices, checked_weights, cost_of
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.pauses import Pause, Pauses
 from flock_ray.core.state import Activation
-from flock_ray.core.wire import Envelope, Grant, GrantBatch
+from flock_ray.core.wire import Envelope, GrantBatch
 from flock_ray.errors import ConfigurationError
+from tests.unit.core.permits import permit
 
 
 def activation_of(number: int, tenant: str = "", priority: int = 0) -> Activation:
@@ -57,7 +58,7 @@ def simulate(
 ) -> list[Run]:
     """Run jobs on workers of one agent, as the dispatcher hands them out; returns those that ended, in order."""
     dispatcher = Dispatcher(lambda _: True, weights_of=lambda _: weights or {})
-    dispatcher.grant(GrantBatch(1, 1e12, [Grant("agent", "w", 10**6, servers)]), 0)
+    dispatcher.grant(GrantBatch(1, 1e12, [permit("agent", "w", 10**6, servers)]), 0)
     # As for agents whose runs are long: nothing is read ahead.
     for _ in range(20):
         warm = activation_of(0)
@@ -212,7 +213,7 @@ def test_as_long_as_there_is_one_tenant_it_is_a_plain_queue() -> None:
 
 def test_an_agent_forgets_its_tenants_when_nothing_of_them_is_left() -> None:
     dispatcher = Dispatcher(lambda _: True)
-    dispatcher.grant(GrantBatch(1, 10.0, [Grant("agent", "w", 10, 10)]), 0)
+    dispatcher.grant(GrantBatch(1, 10.0, [permit("agent", "w", 10, 10)]), 0)
     held = [activation_of(number, "ab"[number % 2]) for number in range(4)]
     for activation in held:
         dispatcher.push(activation)
@@ -231,7 +232,7 @@ def test_memory_is_bounded_whatever_number_of_tenants_come_by(monkeypatch: pytes
     monkeypatch.setattr(fairness, "MAX_IDLE", 50)
     monkeypatch.setattr(fairness, "MAX_MEANS", 50)
     dispatcher = Dispatcher(lambda _: True)
-    dispatcher.grant(GrantBatch(1, 10.0, [Grant("agent", "w", 1, 1)]), 0)
+    dispatcher.grant(GrantBatch(1, 10.0, [permit("agent", "w", 1, 1)]), 0)
     for _ in range(20):
         dispatcher.release(activation_of(0), 10**9)
     # Given an agent that is never idle, when each of many tenants has one run
@@ -264,7 +265,7 @@ def test_what_is_set_aside_or_gone_is_not_charged() -> None:
     pauses = Pauses()
     gone: set[str] = set()
     dispatcher = Dispatcher(lambda a: a.correlation_id not in gone, pauses=pauses)
-    dispatcher.grant(GrantBatch(1, 10.0, [Grant("agent", "w", 100, 1)]), 0)
+    dispatcher.grant(GrantBatch(1, 10.0, [permit("agent", "w", 100, 1)]), 0)
     for _ in range(20):
         dispatcher.release(activation_of(0), 10**9)
     # Given two tenants, and that one's first hundred are cancelled or paused

@@ -22,7 +22,6 @@ from flock_ray.core.wire import (
     Completion,
     Envelope,
     ErrorInfo,
-    Grant,
     GrantBatch,
     LimitSpec,
     Match,
@@ -34,6 +33,7 @@ from flock_ray.core.wire import (
     TableSpec,
     Task,
 )
+from tests.unit.core.permits import permit
 
 pytestmark = pytest.mark.timeout(240)  # a busy machine takes its time; it is 4 s of work
 
@@ -76,7 +76,7 @@ class Host:
 
     def grant(self, now_us: int, workers: int = 2) -> None:
         self.grants += 1
-        grants = [Grant(AGENT, f"w{n}", 8, 8) for n in range(workers)]
+        grants = [permit(AGENT, f"w{n}", 8, 8) for n in range(workers)]
         self.core.dispatch.grant(GrantBatch(self.grants, 1e6, grants), now_us)
         self.core.permits_changed()
 

@@ -18,7 +18,6 @@ from flock_ray.core.wire import (
     Envelope,
     ErrorInfo,
     Forward,
-    Grant,
     GrantBatch,
     Match,
     Posting,
@@ -26,6 +25,7 @@ from flock_ray.core.wire import (
     TableSpec,
     Task,
 )
+from tests.unit.core.permits import permit
 
 ALL = range(256)
 SINGLE = SubscriptionSpec("one/A", "one", ("A",), "single")
@@ -44,7 +44,7 @@ def posting(
 def core_with(*specs: SubscriptionSpec) -> ShardCore:
     core = ShardCore(ALL)
     assert core.install(TableSpec(1, (), specs), 0)
-    core.dispatch.grant(GrantBatch(1, 1000.0, [Grant(s.agent, "worker", 99, 99) for s in specs]), 0)
+    core.dispatch.grant(GrantBatch(1, 1000.0, [permit(s.agent, "worker", 99, 99) for s in specs]), 0)
     return core
 
 
@@ -74,7 +74,7 @@ def test_first_result_wins_and_a_late_one_is_only_an_event() -> None:
     core.publish(posting("a", SINGLE), 1)
     [old] = taken(core)
     core.worker_lost("worker", 2)
-    core.dispatch.grant(GrantBatch(2, 1000.0, [Grant("one", "other", 9, 9)]), 2)
+    core.dispatch.grant(GrantBatch(2, 1000.0, [permit("one", "other", 9, 9)]), 2)
     [new] = taken(core)
     # When the lost one answers after all, then its result counts, once, and the other attempt is stopped
     assert core.complete(done(old), 3)
@@ -181,7 +181,7 @@ def test_open_counts_always_agree_with_what_is_open(steps: list[str], data: st.D
             core.complete(done(task, ErrorInfo("E", "") if step == "fail" else None), now)
         elif step == "lose":
             core.worker_lost("worker", now)
-            grants = [Grant("one", "worker", 9, 9), Grant("two", "worker", 9, 9)]
+            grants = [permit("one", "worker", 9, 9), permit("two", "worker", 9, 9)]
             core.dispatch.grant(GrantBatch(now + 1, 1000.0, grants), now)
         elif step == "cancel":
             core.cancel(data.draw(st.sampled_from("uvw")), now)

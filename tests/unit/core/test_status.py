@@ -10,13 +10,13 @@ from flock_ray.core.wire import (
     Completion,
     Envelope,
     ErrorInfo,
-    Grant,
     GrantBatch,
     Match,
     Posting,
     SubscriptionSpec,
     TableSpec,
 )
+from tests.unit.core.permits import permit
 
 TABLE = TableSpec(
     1,
@@ -55,7 +55,7 @@ def test_counts_follow_an_activation_from_ready_over_running_to_done() -> None:
     assert part is not None and (part.artifacts, part.open, part.waiting) == (1, 1, 0)
     assert artifact_fate(core, source.id).ready == ["one/A"]
 
-    core.dispatch.grant(GrantBatch(1, 100.0, [Grant("one", "shared:1", 5)]), 10)
+    core.dispatch.grant(GrantBatch(1, 100.0, [permit("one", "shared:1", 5)]), 10)
     (task,) = core.dispatch.take(11, 1)["shared:1"]
     assert artifact_fate(core, source.id).running == ["one/A"]
 
