@@ -111,7 +111,10 @@ def check_completed(world: World, shard: int, blob: bytes, answer: bytes) -> Non
             continue
         if completion.id in world.disks[shard].ended or _is_match(completion):
             continue
-        if not world.has_moved(completion):  # a deploy has brought it to another slot: it runs again there
+        if completion.retry is not None:
+            # It came late, and the result of the next attempt is on its way to the disk: the end of the run tells.
+            world.owed[completion.id] = shard
+        elif not world.has_moved(completion):  # a deploy has brought it to another slot: it runs again there
             world.broken(shard, f"G2: result of {completion.id.hex()[:8]} was taken and is not on the disk")
 
 

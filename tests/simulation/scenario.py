@@ -171,6 +171,7 @@ async def settle(world: World, story: Story) -> None:
 
 async def check_all(world: World, story: Story) -> None:
     flock = story.flock
+    world.check_owed()
     shards = flock.sim.alive()
     check_quiet([shard.core for shard in shards])
     cores: list[AuditCore] = []

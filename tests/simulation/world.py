@@ -101,6 +101,8 @@ class World:
         """By shard: it outlives the process."""
         self.heard: list[tuple[int, bytes]] = []
         """(shard, request) of everything that was published."""
+        self.owed: dict[bytes, int] = {}
+        """Activations that have to end yet, with the shard that said that it knows of the failure of an attempt."""
         self.lives: dict[int, list[ShardCore]] = {}
         """By shard: the cores of all its processes so far, the newest last."""
 
@@ -159,6 +161,13 @@ class World:
             key in slot.open or any(f.run is not None and f.run.id == key for f in slot.outbox.values())
             for slot in every
         )
+
+    def check_owed(self) -> None:
+        """What was to be tried again has ended: call when nothing runs any more."""
+        for key, shard in self.owed.items():
+            if not any(key in disk.ended for disk in self.disks.values()):
+                self.broken(shard, f"G2: {key.hex()[:8]} was to be tried again and never ended")
+        self.check()
 
     def check(self) -> None:
         """Fail as soon as anything went wrong."""
