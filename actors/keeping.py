@@ -76,6 +76,7 @@ class Keeper:
         snapshot_bytes: int,
         on_down: Callable[[], None] = lambda: None,
         body_of: Callable[[wire.Envelope], bytes | None] = lambda _: None,
+        owner: str = "",
     ) -> None:
         """Keep a core in a store.
 
@@ -86,8 +87,10 @@ class Keeper:
                 snapshots themselves are larger.
             on_down: Called when the store has stopped to answer.
             body_of: Finds the payload of an artifact that claims it and is about to be stored.
+            owner: What the store keeps of who writes now.
         """
         self._body_of = body_of
+        self._owner = owner
         self._on_down = on_down
         self._core = core
         self.store = store
@@ -130,7 +133,7 @@ class Keeper:
 
     async def _load(self) -> Recovery:
         if not self.epoch:  # once: a successor may have come while this one could not load
-            self.epoch = await self.store.acquire()
+            self.epoch = await self.store.acquire(self._owner)
         loaded = await self.store.load()
         recovery = Recovery(loaded)
         self._recent = RecentIds(await self.store.recent_ids(RECENT_IDS))

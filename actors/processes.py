@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,8 @@ class BoardPlan:
     default_model: str | None = None
     inline_payload_bytes: int = DEFAULT_INLINE_PAYLOAD_BYTES
     """Larger payloads are held in object stores."""
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of this start of the board: what its shards are told from those of another start by."""
 
     @property
     def durable(self) -> bool:
@@ -88,11 +91,15 @@ class RayShard(Shard):
             index, plan.num_shards, owned,
             store=None if plan.persistence is None else plan.persistence.store(plan.namespace, index, owned),
             clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
-            payloads=RayPayloads(plan.namespace),
+            payloads=RayPayloads(plan.namespace), run_id=plan.run_id,
         )  # fmt: skip
         gc.set_threshold(*SHARD_GC_THRESHOLDS)
         gc.freeze()  # what start-up made stays: no collection looks at it again
         self.start()
+
+    def outrun(self) -> None:
+        """End at once, unanswered: Ray starts a new process, and callers wait for it."""
+        os._exit(1)
 
     def broken(self) -> None:
         """Let Ray start a new process, which rebuilds the shard from its store; a memory board has nothing to gain."""

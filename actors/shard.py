@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from flock_ray.actors.claims import ShardClaims
+from flock_ray.actors.fencing import ShardFencing, owner_name
 from flock_ray.actors.keeping import Keeper
 from flock_ray.actors.ledgers import ShardLedgers
 from flock_ray.actors.letters import ShardLetters
@@ -50,7 +51,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 
 class Shard(
     ShardClaims, ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing,
-    ShardSchedules, ShardLimits, ShardLookups,
+    ShardSchedules, ShardLimits, ShardLookups, ShardFencing,
 ):  # fmt: skip
     """One shard of a board."""
 
@@ -65,6 +66,7 @@ class Shard(
         peers: Peers,
         settings: ShardSettings | None = None,
         payloads: PayloadStore | None = None,
+        run_id: str = "",
     ) -> None:
         """Create the shard; `start` sets it to work.
 
@@ -78,10 +80,13 @@ class Shard(
             peers: Finds router, workers and other shards.
             settings: Limits; None for the defaults.
             payloads: Holds large payloads outside this object; None: nothing does, they stay in here.
+            run_id: What all processes of one start of the board have in common, and no other start; without it
+                nobody is taken for an own predecessor.
         """
         self.index = index
         self._num_shards = num_shards
         self._settings = settings or ShardSettings()
+        self._run_id = run_id
         retained = store if isinstance(store, RetainedStore) else None
         if isinstance(store, RetainedStore):
             store = store.inner
@@ -94,7 +99,7 @@ class Shard(
             if store is None
             else Keeper(
                 self.core, store, snapshot_bytes=self._settings.snapshot_bytes, on_down=self._turn_away,
-                body_of=self._body_of,
+                body_of=self._body_of, owner=owner_name(run_id),
             )
         )  # fmt: skip
         self._clock = clock
@@ -269,7 +274,7 @@ class Shard(
                 self._wake.clear()
                 await self._turn(self._take_box())
         except FlockError as failure:
-            self._fail(failure)
+            self._fail(failure if self._recovered.is_set() else await self._explained(failure))
         except Exception as error:
             logger.exception("shard %d: recovery failed", self.index)
             self._fail(StoreError(f"Shard {self.index} can't recover: {type(error).__name__}: {error}."))
@@ -293,7 +298,7 @@ class Shard(
         try:
             return await self._work(taken)
         except FlockError as error:
-            failure = error
+            failure = await self._explained(error)
         except Exception as error:  # half of it may be applied: only what is stored can be trusted
             logger.exception("shard %d: a micro-batch failed", self.index)
             failure = StoreError(f"Shard {self.index} stopped: {type(error).__name__}: {error}. See its log.")

@@ -48,12 +48,19 @@ class Journal(Protocol):
     mode: str
     """Name of the durability: `memory`, `sqlite`, `redis` or `postgres`."""
 
-    async def acquire(self) -> int:
+    async def acquire(self, owner: str = "") -> int:
         """Become the writer of the shard's slots, and fence whoever was: returns the new epoch, above all former ones.
+
+        Args:
+            owner: Who it is, for `owner`.
 
         Raises:
             StoreCorruptError: What is stored is not a journal that this version can read.
         """
+        ...
+
+    async def owner(self) -> str:
+        """Return what the newest writer has said of itself, whoever asks; empty when it has said nothing."""
         ...
 
     async def load(self) -> Loaded:

@@ -81,6 +81,17 @@ class JournalContract(StoreFixtures):
         assert epochs[0] > 0
         assert sorted(set(epochs)) == epochs
 
+    async def test_the_newest_writer_is_told(self, new_store: NewStore) -> None:
+        first, second = await new_store(), await new_store()
+        assert "" == await first.owner()
+
+        await first.acquire("run-1 on a")
+        assert "run-1 on a" == await second.owner()
+        await second.acquire("run 2 on ä:1")
+        assert "run 2 on ä:1" == await first.owner()
+        await first.acquire()
+        assert "" == await first.owner() == await second.owner()
+
     @pytest.mark.parametrize("name", WRITES)
     async def test_fenced_writer_is_refused_and_changes_nothing(self, new_store: NewStore, name: str) -> None:
         old = await acquired(new_store)

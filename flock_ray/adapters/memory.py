@@ -34,6 +34,7 @@ class MemoryDisk:
     """What one shard has stored."""
 
     epoch: int = 0
+    owner: str = ""
     last_lsn: int = 0
     frames: dict[int, bytes] = field(default_factory=dict)
     writers: dict[int, tuple[int, bytes]] = field(default_factory=dict)
@@ -63,11 +64,16 @@ class MemoryStore:
 
     # the journal
 
-    async def acquire(self) -> int:
+    async def acquire(self, owner: str = "") -> int:
         """Become the writer."""
         self.disk.epoch += 1
+        self.disk.owner = owner
         self.epoch = self.disk.epoch
         return self.epoch
+
+    async def owner(self) -> str:
+        """Return who is the writer."""
+        return self.disk.owner
 
     async def load(self) -> Loaded:
         """Return snapshots and frames."""

@@ -91,7 +91,7 @@ class PostgresJournal:
                 )
         return self._shard_id
 
-    async def acquire(self) -> int:
+    async def acquire(self, owner: str = "") -> int:
         """Become the writer of the shard and fence whoever was; returns the new epoch.
 
         Raises:
@@ -99,11 +99,22 @@ class PostgresJournal:
             StoreCorruptError: The board or its tables are not there.
         """
         async with self._connections.write() as connection:
-            row = await connection.fetchrow(self._sql(sql.ACQUIRE), await self._id(connection))
+            shard_id = await self._id(connection)
+            row = await connection.fetchrow(self._sql(sql.ACQUIRE), shard_id, column_text(owner))
             if row is None:
                 raise self._deleted()
         self._epoch, self._head = row[0], AuditHead(row[1], row[2])
         return self._epoch
+
+    async def owner(self) -> str:
+        """Return what the newest writer has said of itself; empty when it has said nothing.
+
+        Raises:
+            StoreUnavailableError: The server does not answer; retryable.
+        """
+        async with self._connections.read() as connection:
+            found: str | None = await connection.fetchval(self._sql(sql.OWNER), await self._id(connection))
+        return found or ""
 
     async def load(self) -> Loaded:
         """Return the snapshots, and the frames behind them.

@@ -16,8 +16,13 @@ SELECT s.id FROM {schema}.shards s JOIN {schema}.boards b ON b.id = s.board_id W
 """
 
 ACQUIRE = """
-UPDATE {schema}.shards SET epoch = epoch + 1, epoch_lsn = last_lsn WHERE id = $1
+UPDATE {schema}.shards SET epoch = epoch + 1, epoch_lsn = last_lsn, owner = (epoch + 1) || ' ' || $2 WHERE id = $1
 RETURNING epoch, audit_count, audit_hash
+"""
+
+OWNER = """
+SELECT CASE WHEN starts_with(owner, epoch || ' ') THEN substr(owner, length(epoch::text) + 2) ELSE '' END
+FROM {schema}.shards WHERE id = $1
 """
 
 STATE = """

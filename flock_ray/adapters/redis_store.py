@@ -76,16 +76,22 @@ class RedisStore(RedisIndex):
         self._token = _NOBODY
         self._trail = trail
 
-    async def acquire(self) -> int:
+    async def acquire(self, owner: str = "") -> int:
         """Become the writer; see `Journal`."""
         token = secrets.token_hex(16).encode()
         reply = await self._write(
-            ACQUIRE, [self._keys.head], [token, self._incarnation, FORMAT], durable=True
+            ACQUIRE, [self._keys.head], [token, self._incarnation, FORMAT, owner], durable=True
         )
         self._token = token
         if self._trail is not None:
             self._trail.head = read_head(*reply[3:5])
         return int(reply[1])
+
+    async def owner(self) -> str:
+        """Return who is the writer; see `Journal`."""
+        ((epoch, said),) = await self._line.read(("HMGET", self._keys.head, "e", "o"))
+        number, _, owner = (said or b"").partition(b" ")
+        return owner.decode() if number == epoch else ""
 
     async def load(self) -> Loaded:
         """Return snapshots and frames; see `Journal`."""

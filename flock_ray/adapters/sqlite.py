@@ -160,11 +160,15 @@ class SQLiteStore:
 
     # the journal
 
-    async def acquire(self) -> int:
+    async def acquire(self, owner: str = "") -> int:
         """Become the writer."""
-        self._epoch = await self._writer.run(lambda c: journal.acquire(c, audited=self._audited))
+        self._epoch = await self._writer.run(lambda c: journal.acquire(c, owner, audited=self._audited))
         self._appender = Appender(self._file, self._epoch, audited=self._audited)
         return self._epoch
+
+    async def owner(self) -> str:
+        """Return who is the writer."""
+        return await self._points.run(journal.owner)
 
     async def load(self) -> Loaded:
         """Return snapshots and frames, checked."""

@@ -34,14 +34,33 @@ FOUND = "eras e CROSS JOIN postings p ON p.era = e.era AND p.hash = ? AND p.what
 """Whatever a hash leads to; compare what is there."""
 
 
-def acquire(connection: sqlite3.Connection, *, audited: bool = False) -> int:
+_WRITER = (
+    "CREATE TABLE IF NOT EXISTS writer (id INTEGER PRIMARY KEY CHECK (id = 1), epoch INTEGER, owner TEXT)"
+)
+"""Who took the newest epoch; a version that does not know this table leaves an older epoch there."""
+
+
+def acquire(connection: sqlite3.Connection, owner: str, *, audited: bool = False) -> int:
     """Take the next epoch; makes the tables of the audit log where one is kept for the first time."""
     with transaction(connection):
         if audited:
             make_tables(connection)
         connection.execute("UPDATE journal SET epoch = epoch + 1")
         (epoch,) = connection.execute("SELECT epoch FROM journal").fetchone()
+        connection.execute(_WRITER)
+        connection.execute("INSERT OR REPLACE INTO writer VALUES (1, ?, ?)", (epoch, owner))
     return int(epoch)
+
+
+def owner(connection: sqlite3.Connection) -> str:
+    """Return what the newest writer has said of itself; empty when it has said nothing."""
+    with transaction(connection, write=False):
+        if not connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'writer'").fetchone()[0]:
+            return ""
+        row = connection.execute(
+            "SELECT w.owner FROM writer w CROSS JOIN journal j ON j.epoch = w.epoch"
+        ).fetchone()
+    return "" if row is None else str(row[0])
 
 
 def load(connection: sqlite3.Connection, file: ShardFile, epoch: int | None) -> Loaded:

@@ -7,18 +7,24 @@ import signal
 import subprocess
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+from ray.exceptions import RayActorError
 
 from flock_ray import Flock
 from flock_ray.errors import StaleEpochError
+from flock_ray.gateway.settings import ModelSettings
 from flock_ray.ports import Persistence
 from flock_ray.verifying import verify_board
 from tests.chaos.backends import Backend, running
 from tests.chaos.orders import check_orders, declare, publish_orders
+from tests.chaos.questions import MODEL, Answered, Question, answer, answering
+from tests.llm_server import in_thread
 from tests.proxy import Proxy
 
 pytestmark = pytest.mark.timeout(400)
@@ -30,6 +36,16 @@ async def shard_pid(flock: Flock, index: int) -> int:
     board = await flock._ready_board()
     pid: int = await board.shard(index).start_up()
     return pid
+
+
+async def gateway_pid(flock: Flock) -> int | None:
+    """Return the process of a board's gateway; None while there is none, or one that begins."""
+    namespace = (await flock._ready_board()).shard(0)._namespace
+    try:
+        handle: Any = await asyncio.to_thread(ray.get_actor, f"flock:{namespace}:gateway:0", namespace)
+        return int(await asyncio.wait_for(handle.start_up.remote(), 20))
+    except (ValueError, RayActorError, TimeoutError):
+        return None
 
 
 async def worker_pids(flock: Flock) -> list[int]:
@@ -70,13 +86,16 @@ class Killer:
             self.recovery_s.append(time.monotonic() - killed)
         elif what == "router":
             os.kill(await board.router.pid(), signal.SIGKILL)
+        elif what == "gateway":
+            if (pid := await gateway_pid(self._flock)) is not None:
+                os.kill(pid, signal.SIGKILL)
         elif pids := await worker_pids(self._flock):
             os.kill(self._rng.choice(pids), signal.SIGKILL)
 
     async def run(self, rounds: int) -> None:
-        for _ in range(rounds):
+        for what in self._rng.sample(("shard", "worker", "router", "gateway") * rounds, 4 * rounds):
             await asyncio.sleep(self._rng.uniform(0.3, 1.5))
-            await self.kill(self._rng.choice(("shard", "shard", "worker", "router")))
+            await self.kill(what)
 
 
 @pytest.fixture(params=["sqlite", "postgres", "redis"])
@@ -98,26 +117,42 @@ async def finish(flock: Flock, persistence: Persistence, numbers: range, history
     assert verdict.acknowledged >= 2 * len(numbers)
 
 
-async def test_killed_shards_workers_and_routers_lose_and_repeat_nothing(
+async def test_killed_shards_workers_routers_and_gateways_lose_and_repeat_nothing(
     new_flock: NewFlock, backend: Backend, tmp_path: Path
 ) -> None:
-    # Given a durable board with two shards at work
+    # Given a durable board with two shards at work, some of which is to ask a model
     persistence, history = backend.persistence(), tmp_path / "acks.jsonl"
     name = f"chaos-{uuid.uuid4().hex}"
-    flock = new_flock(persistence=persistence, namespace=name, shards=2, history=str(history))
-    declare(flock)
-    await flock.start()
-    numbers = range(1000)
+    with in_thread(respond=answer) as server:
+        models = {MODEL: ModelSettings(api_base=server.url, api_key=server.key)}
+        flock = new_flock(
+            persistence=persistence,
+            namespace=name,
+            shards=2,
+            history=str(history),
+            model=MODEL,
+            models=models,
+        )
+        declare(flock)
+        answering(flock).max_crashes(100)
+        await flock.start()
+        numbers, questions = range(1000), range(200)
 
-    # When processes are killed at random meanwhile
-    killer = Killer(flock, seed=7)
-    await within(150, asyncio.gather(killer.run(5), publish_orders(flock, numbers, at_once=8)))
+        async def ask() -> None:
+            for n in questions:
+                await flock.publish(Question(number=n), correlation_id=f"q-{n}", idempotency_key=f"q-{n}")
 
-    # Then the results are those of an undisturbed run
-    print(
-        f"{backend.name}: killed {killer.killed}; shards back after {[f'{s:.1f} s' for s in killer.recovery_s]}"
-    )
-    await finish(flock, persistence, numbers, history)
+        # When processes are killed at random meanwhile
+        killer = Killer(flock, seed=7)
+        await within(200, asyncio.gather(killer.run(2), publish_orders(flock, numbers, at_once=8), ask()))
+
+        # Then the results are those of an undisturbed run
+        print(
+            f"{backend.name}: killed {killer.killed}; "
+            f"shards back after {[f'{s:.1f} s' for s in killer.recovery_s]}"
+        )
+        await finish(flock, persistence, numbers, history)
+        assert Counter(a.number for a in await flock.store.get_by_type(Answered)) == Counter(questions)
 
 
 @pytest.mark.parametrize("backend", ["postgres", "redis"], indirect=True)
@@ -230,5 +265,28 @@ async def test_a_shard_that_was_replaced_behind_its_back_is_refused_by_the_store
         os.kill(pid, signal.SIGCONT)
 
     # Then it can't write any more, and says so instead of accepting
-    with pytest.raises(StaleEpochError):
+    with pytest.raises(StaleEpochError, match="started elsewhere"):
         await publish_orders(flock, range(5, 6))
+
+
+async def test_a_shard_that_a_late_process_of_its_own_board_has_fenced_starts_again(
+    new_flock: NewFlock, backend: Backend, tmp_path: Path
+) -> None:
+    # Given a durable board
+    name, persistence, history = f"late-{uuid.uuid4().hex}", backend.persistence(), tmp_path / "acks.jsonl"
+    flock = new_flock(persistence=persistence, namespace=name, history=str(history))
+    declare(flock)
+    await publish_orders(flock, range(5))
+    board = await flock._ready_board()
+    plan = await board.router.describe()
+    pid = await shard_pid(flock, 0)
+
+    # When a predecessor of its shard, which everybody took for dead, takes the slots
+    other: Any = persistence.store(name, 0, range(256))
+    await other.acquire(f"{plan.run_id} elsewhere:1")
+    await other.close()
+
+    # Then publishers notice nothing, and another process is the shard
+    await publish_orders(flock, range(50))
+    assert await shard_pid(flock, 0) != pid
+    await finish(flock, persistence, range(50), history)

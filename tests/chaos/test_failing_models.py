@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
 import signal
 import uuid
 from collections import Counter
@@ -14,40 +13,22 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from flock_ray import Flock, SQLitePersistence, WorkflowError, flock_type
+from flock_ray import Flock, SQLitePersistence, WorkflowError
 from flock_ray.core.retries import ExponentialBackoff
 from flock_ray.dead_letters import DeadLetterQueue
 from flock_ray.errors import FlockError
 from flock_ray.gateway.settings import ModelSettings
 from flock_ray.verifying import verify_board
+from tests.chaos.questions import MODEL, Answered, Question, answer, answering
 from tests.chaos.test_durable_boards import worker_pids
 from tests.llm_server import in_thread
-from tests.llm_wire import Seen, text_of
 
 pytestmark = pytest.mark.timeout(600)
 
 NewFlock = Callable[..., Flock]
 
 FAULTS = ("rate_limited", "error_500", "error_503", "cut", "dropped", "stall")
-MODEL = "openai/test-model"
-
-
-@flock_type(name="chaos.Question")
-class Question(BaseModel):
-    number: int
-
-
-@flock_type(name="chaos.Answer")
-class Answered(BaseModel):
-    number: int
-
-
-def answer(seen: Seen) -> str:
-    """Answer with the number that was asked."""
-    asked = re.findall(r'number"?\s*[:=]\s*(\d+)', " ".join(text_of(m.get("content")) for m in seen.messages))
-    return f'{{"number": {asked[-1]}}}'
 
 
 async def kill_some(flock: Flock, rounds: int) -> list[str]:
@@ -70,7 +51,7 @@ async def test_every_workflow_is_answered_or_a_dead_letter(new_flock: NewFlock, 
         flock = new_flock(
             model=MODEL, models={MODEL: settings}, persistence=persistence, namespace=name, shards=2
         )
-        flock.agent("answer").description("Repeat the number.").consumes(Question).publishes(Answered).retry(
+        answering(flock).retry(
             ExponentialBackoff(timedelta(milliseconds=50), timedelta(seconds=1)), max_attempts=2,
             on=[FlockError], dead_letter=DeadLetterQueue("unanswered"),
         ).timeout(timedelta(seconds=20), idle=timedelta(seconds=5)).max_crashes(50)  # fmt: skip

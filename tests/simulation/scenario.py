@@ -9,7 +9,6 @@ from typing import Any
 from flock_ray.actors.shard import Shard
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.registry import type_registry
-from flock_ray.errors import StaleEpochError
 from tests.simulation.audit import (
     Audit,
     AuditCore,
@@ -104,10 +103,7 @@ async def unless_broken(world: World, story: Story, work: Coroutine[Any, Any, No
             continue
         missing = check_handed_out(world, story.flock.sim, missing)
         for shard in story.flock.sim.alive():
-            if isinstance(shard._failure, StaleEpochError) and story.flock.sim.zombies:
-                # A zombie that was still recovering was faster: whoever watches over processes starts again.
-                await story.flock.sim.restart_shard(shard.index)
-            elif shard._failure is not None:
+            if shard._failure is not None and not shard.is_outrun:
                 world.broken(shard.index, f"the shard gave up: {shard._failure!r}")
     task.result()
     world.check()

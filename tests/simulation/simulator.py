@@ -36,6 +36,18 @@ from tests.simulation.world import World
 T = TypeVar("T")
 
 
+class SimShard(Shard):
+    """A shard whose host starts it again."""
+
+    board: SimBoard
+    is_outrun = False
+
+    def outrun(self) -> None:
+        self.is_outrun = True
+        if self.board.shards[self.index] is self:
+            self.board.world.send(self.board.restart_shard(self.index))
+
+
 class SimBoard(LocalBoard):
     """A board over links that fail, whose parts can be killed."""
 
@@ -64,11 +76,13 @@ class SimBoard(LocalBoard):
             router_settings=RouterSettings(max_shared_workers=world.rng.choice((1, 2, 3))),
         )
 
-    def _make_shard(self, index: int) -> Shard:
-        made = Shard(
+    def _make_shard(self, index: int) -> SimShard:
+        made = SimShard(
             index, self.num_shards, owned_slots(index, self.num_shards), store=self._store(index),
             clock=self.world.clock(index), peers=self, settings=self._shard_settings, payloads=MemoryPayloads(),
+            run_id="sim",
         )  # fmt: skip
+        made.board = self
         assert made._keeper is not None
         assert isinstance(made._keeper.store, SimStore)
         made._keeper.store.core = made.core
@@ -84,8 +98,8 @@ class SimBoard(LocalBoard):
     def router(self) -> Any:
         return SimLink(self.world, lambda: self.the_router, "router", lambda: self.gone)
 
-    def alive(self) -> list[Shard]:
-        return [shard for shard in self.shards if shard is not None]
+    def alive(self) -> list[SimShard]:
+        return [shard for shard in self.shards if isinstance(shard, SimShard)]
 
     async def start(
         self, worker: str, *, num_cpus: float, num_gpus: float, resources: dict[str, float]

@@ -64,8 +64,21 @@ class SimStore(MemoryStore):
 
     # -- the journal ---------------------------------------------------------------------------
 
-    async def acquire(self) -> int:
-        return await self._call(super().acquire)
+    async def acquire(self, owner: str = "") -> int:
+        if self._world.faults.late_acquires > 0:
+            self._world.faults.late_acquires -= 1
+            self._world.send(self._acquire_late(owner, 3.0 * self._world.rng.random()))
+        return await self._call(partial(super().acquire, owner))
+
+    async def _acquire_late(self, owner: str, delay_s: float) -> None:
+        """What a process had sent before it died."""
+        await asyncio.sleep(delay_s)
+        self._disk.epoch += 1
+        self._disk.owner = owner
+        self._world.trace.note("is fenced by what a dead process had sent", self._shard)
+
+    async def owner(self) -> str:
+        return await super().owner()  # no draw: old seeds stay what they are
 
     async def load(self) -> Loaded:
         loaded = await self._call(super().load, max_extra_s=self._world.faults.max_load_s)

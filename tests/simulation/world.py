@@ -43,6 +43,8 @@ class Faults:
     max_late_s: float = 0.0
     max_append_s: float = 0.0
     max_load_s: float = 0.0
+    late_acquires: int = 0
+    """How often slots are taken once more a few seconds later, in the name of whoever took them."""
     no_room: float = 0.0
     zombie: float = 0.0
     """Share of the dead shards that are only cut off: they go on, and write whatever they can."""

@@ -330,7 +330,7 @@ async def test_migrations_are_recorded_once(postgres: PostgresPersistence, postg
         await postgres.prepare("board", 1)
 
     rows = await postgres_sql.rows("SELECT number, name FROM {schema}.schema_migrations")
-    assert [(1, "0001_board.sql")] == [tuple(row) for row in rows]
+    assert [(1, "0001_board.sql"), (2, "0002_owner.sql")] == [tuple(row) for row in rows]
 
 
 async def test_server_that_could_lose_something_is_reported(
