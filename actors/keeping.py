@@ -187,18 +187,26 @@ class Keeper:
                 ids.add(key)
             if not posting.fresh & wire.FRESH_WORKFLOW:
                 self._miss_workflow(posting.envelope, names)
+        found, rows = await self.patiently(lambda: self._fetch(ids, names))
         if ids:
-            found = await self.patiently(lambda: self.store.get(ids))
             core.stored = {envelope.id: envelope for _, envelope in found}
             for posting in published:
                 key = posting.envelope.id
                 if key in self._recent and key not in core.index.ids:
                     # Removed since: what it was is gone, so a repeated call is taken at its word.
                     core.stored.setdefault(key, posting.envelope)
-        if names:
-            for row in await self.patiently(lambda: self.store.workflows(names)):
-                if row.settled and row.slot in core.slots:
-                    core.rehydrate(row, now_us)
+        for row in rows:
+            if row.settled and row.slot in core.slots:
+                core.rehydrate(row, now_us)
+
+    async def _fetch(
+        self, ids: Collection[bytes], names: Collection[str]
+    ) -> tuple[list[tuple[int, wire.Envelope]], list[WorkflowRow]]:
+        """Ask for artifacts and workflows, for both at once: a publisher waits for it."""
+        if ids and names:
+            return await asyncio.gather(self.store.get(ids), self.store.workflows(names))
+        found = await self.store.get(ids) if ids else []
+        return found, await self.store.workflows(names) if names else []
 
     def _miss_workflow(self, envelope: wire.Envelope, names: set[str]) -> None:
         slot = self._core.slots.get(envelope.slot)
