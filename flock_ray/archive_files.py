@@ -115,8 +115,9 @@ def open_place(archive: str) -> ArchivePlace:
         ConfigurationError: It is a URL, and fsspec or what it needs for this kind of URL is not installed.
     """
     url = _URL.match(archive)
-    if url is None or url[1].lower() == "file":
-        return LocalPlace(Path(os.path.abspath(archive.removeprefix("file://"))))
+    if url is None or (url[2] == "://" and url[1].lower() in ("file", "local")):
+        # Not by way of fsspec: here a lock and an fsync are to be had.
+        return LocalPlace(Path(os.path.abspath(archive if url is None else archive[url.end() :])))
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-not-found,import-untyped,unused-ignore]  # optional
     except ImportError:

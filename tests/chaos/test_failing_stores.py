@@ -3,21 +3,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from flock_ray import Flock
 from flock_ray.adapters.redis import RedisPersistence
 from flock_ray.adapters.sqlite import SQLitePersistence
 from flock_ray.errors import StoreUnavailableError
+from flock_ray.ports import Persistence
 from flock_ray.verifying import verify_board
+from tests.chaos.backends import running
 from tests.chaos.orders import Order, check_orders, declare, publish_orders
 from tests.redis_server import RedisServer, redis_cluster, redis_sentinels
+from tests.servers import PostgresServer
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -104,30 +110,54 @@ async def test_a_board_goes_on_after_nodes_of_its_redis_cluster_have_died(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk() -> Iterator[Path]:
     """Mount a file system of 48 MiB; where nobody may mount, the test is skipped loudly."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="flock-disk-"))
     done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(folder)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=48m,mode=0755", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
+        folder.rmdir()
         pytest.skip(f"no small disk: mount says {done.stderr.strip()}")
     try:
+        folder.chmod(0o755)  # PostgreSQL runs as a user of its own
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+        folder.rmdir()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+async def on_small_disk(
+    request: pytest.FixtureRequest, small_disk: Path, tmp_path: Path
+) -> AsyncIterator[Persistence]:
+    """A place for boards whose rows are on the small disk."""
+    if request.param == "sqlite":
+        yield SQLitePersistence(small_disk / "boards")
+        return
+    with running("postgres", tmp_path) as backend:
+        assert isinstance(backend.server, PostgresServer)
+        space = small_disk / "space"
+        space.mkdir()
+        if os.getuid() == 0:
+            shutil.chown(space, "postgres")
+        connection = await asyncpg.connect(backend.server.url())
+        await connection.execute(f"CREATE TABLESPACE small LOCATION '{space}'")
+        await connection.execute("ALTER ROLE postgres SET default_tablespace = 'small'")
+        await connection.close()
+        yield backend.persistence()
 
 
 async def test_a_board_whose_disk_is_full_refuses_and_goes_on_when_there_is_room(
-    new_flock: NewFlock, small_disk: Path, tmp_path: Path
+    new_flock: NewFlock, on_small_disk: Persistence, small_disk: Path, tmp_path: Path
 ) -> None:
     # Given a board on a disk that something else fills up
     history = tmp_path / "acks.jsonl"
-    persistence = SQLitePersistence(small_disk / "boards")
     name = f"full-{uuid.uuid4().hex}"
     flock = new_flock(
-        persistence=persistence, namespace=name, history=str(history), publish_timeout=timedelta(seconds=2)
+        persistence=on_small_disk, namespace=name, history=str(history), publish_timeout=timedelta(seconds=2)
     )
     declare(flock)
     await publish_orders(flock, range(20))

@@ -204,9 +204,9 @@ def test_a_url_without_fsspec_says_what_to_install(monkeypatch: pytest.MonkeyPat
     assert "password" not in str(caught.value)
 
 
-async def test_an_archive_behind_fsspec_is_written_read_and_erased() -> None:
-    pytest.importorskip("fsspec")
-    url = f"memory://bucket/{uuid.uuid4().hex}"
+@pytest.mark.parametrize("place", ["memory://bucket/{name}", "file://{folder}", "local://{folder}/new/one"])
+async def test_an_archive_behind_fsspec_is_written_read_and_erased(place: str, tmp_path: Path) -> None:
+    url = place.format(name=uuid.uuid4().hex, folder=tmp_path / "with a space")
     write(url, {"w": [envelope(1), envelope(2)]})
     write(url, {"w": [envelope(1), envelope(2)]}, now_us=T0 + 1)
     archive = Archive(url, "b")
@@ -214,7 +214,9 @@ async def test_an_archive_behind_fsspec_is_written_read_and_erased() -> None:
     assert await archive.query("SELECT count(*) AS n FROM artifacts") == [{"n": 2}]
     assert await archive.erase([uuid.UUID(int=1).bytes]) == {str(uuid.UUID(int=1))}
     assert [artifact.payload for artifact in await archive.workflow("t")] == [None, {"n": 1}]
-    with pytest.raises(ConfigurationError):
-        await archive.query("SELECT * FROM read_text('memory://other')")
+    (tmp_path / "secret").write_text("secret")
+    for other in ("memory://other", str(tmp_path / "secret"), f"file://{tmp_path / 'secret'}"):
+        with pytest.raises(ConfigurationError):
+            await archive.query(f"SELECT * FROM read_text('{other}')")
     with pytest.raises(ConfigurationError, match="fsspec can't open"):
         archive_files.open_place("nosuchprotocol://x")
