@@ -41,31 +41,44 @@ class _ShardPages:
         self._found: list[Envelope] = []
         self._place = 0
         self._more = True
-        self.start_us = query.start_us
-        self.passed = 0
-        """Artifacts created at `start_us` that were handed over."""
+        self._start_us = query.start_us
+        self._passed = 0
+        """Artifacts from `_start_us` on that were handed over, or left out."""
+        self._last_us: int | None = None
+
+    async def _search(self, limit: int, passed: int, *, bare: bool) -> tuple[list[Envelope], bool]:
+        query = _encode(msgspec.structs.replace(self._query, start_us=self._start_us))
+        blob, more = await _ask(self._board, self._shard, "search", query, limit, passed, bare)
+        return _envelopes(blob), more
 
     async def head(self) -> Envelope | None:
         """Return the next artifact; None behind the last."""
         while self._place == len(self._found) and self._more:
-            query = msgspec.structs.replace(self._query, start_us=self.start_us)
-            blob, self._more = await _ask(
-                self._board, self._shard, "search", _encode(query), self._page, self.passed, self._bare
-            )
-            self._found, self._place = _envelopes(blob), 0
+            self._found, self._more = await self._search(self._page, self._passed, bare=self._bare)
+            self._place = 0
         return self._found[self._place] if self._place < len(self._found) else None
 
     def step(self) -> None:
         """Go on behind the artifact at the head."""
-        self.pass_by(self._found[self._place])
+        created_us = self._found[self._place].created_us
         self._place += 1
+        self._passed += 1
+        if self._last_us is not None and created_us != self._last_us:
+            self._start_us, self._passed = created_us, 1  # none of this time was left out: count from here
+        self._last_us = created_us
 
-    def pass_by(self, envelope: Envelope) -> None:
-        """Count an artifact as handed over."""
-        if envelope.created_us == self.start_us:
-            self.passed += 1
-        else:
-            self.start_us, self.passed = envelope.created_us, 1
+    async def ahead(self, count: int) -> Envelope | None:
+        """Return the header of the artifact that is so many further, from 1; None when there are not so many."""
+        found, _ = await self._search(1, self._passed + count - 1, bare=True)
+        return found[0] if found else None
+
+    def leave_out(self, count: int) -> None:
+        """Begin so many further; before the first was handed over."""
+        self._passed += count
+
+    def end(self) -> None:
+        """Hand over nothing."""
+        self._more = False
 
 
 async def _ask(board: Board, shard: int, method: str, *args: Any) -> Any:
@@ -78,8 +91,8 @@ async def select(
 ) -> list[Envelope]:
     """Return artifacts of the whole board by (creation time, id).
 
-    What is left out costs its walk along the index, and on several shards its headers on the wire: to go on
-    behind what one has, start at its creation time.
+    What is left out costs its walk along the index of its shard, and on several shards a few dozen questions: to go
+    on behind what one has, start at its creation time.
 
     Args:
         board: The board.
@@ -93,17 +106,30 @@ async def select(
         # Read in feed order and sorted here: no page has to be searched for.
         return sorted(await feed(board, query), key=lambda e: (e.created_us, e.id))[offset:]
     shards = range(board.num_shards)
-    if len(shards) == 1:
-        pages = [_ShardPages(board, 0, query, min(limit, PAGE), bare=bare)]
-        pages[0].passed = offset
-    else:
-        pages = [_ShardPages(board, shard, query, min(limit, PAGE), bare=bare) for shard in shards]
-        if offset:
-            passed = [_ShardPages(board, shard, query, PAGE, bare=True) for shard in shards]
-            await _take(passed, offset)
-            for page, skipped in zip(pages, passed, strict=True):
-                page.start_us, page.passed = skipped.start_us, skipped.passed
+    pages = [_ShardPages(board, shard, query, min(limit, PAGE), bare=bare) for shard in shards]
+    await _leave_out(pages, offset)
     return await board.whole(await _take(pages, limit))
+
+
+async def _leave_out(pages: Sequence[_ShardPages], count: int) -> None:
+    """Move all shards together so many artifacts further, in the order of all.
+
+    Each is asked for the artifact that is its share further. The earliest of these is within the share of all, so its
+    shard may go there; and so on with what is left. Of a million artifacts a few dozen headers travel.
+    """
+    if len(pages) == 1:
+        pages[0].leave_out(count)
+        return
+    while count:
+        share = max(1, count // len(pages))
+        probes = await asyncio.gather(*(page.ahead(share) for page in pages))
+        reached = [(e.created_us, e.id, shard) for shard, e in enumerate(probes) if e is not None]
+        if not reached:  # nobody has its share any more: there are not so many
+            for page in pages:
+                page.end()
+            return
+        pages[min(reached)[2]].leave_out(share)
+        count -= share
 
 
 async def _take(pages: Sequence[_ShardPages], count: int) -> list[Envelope]:

@@ -423,3 +423,38 @@ def test_calls_of_upstreams_store_objects_say_where_they_went(tmp_path: Path) ->
     with pytest.raises(ConfigurationError, match="keeps no boards"):
         Flock(store=object())  # type: ignore[arg-type]  # what users do
     assert BlackboardStore is BoardStore
+
+
+@every_board
+def test_pages_behind_an_offset_among_artifacts_of_one_time_repeat_and_lose_none(board: Board) -> None:
+    async def scenario(flock: VirtualFlock) -> None:
+        for _ in range(4):
+            await asyncio.gather(*(flock.publish(Order(n=n)) for n in range(20)))
+            await asyncio.sleep(1)
+        expected = by_creation(await flock.store.list())
+        for offset in (1, 3, 8, 19, 20, 21, 33, 59, 79, 80, 500):
+            found, _ = await flock.store.query_artifacts(limit=30, offset=offset)
+            assert found == expected[offset : offset + 30], offset
+
+    run(board, scenario)
+
+
+def test_a_deep_offset_on_several_shards_takes_a_few_dozen_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    ask = flock_ray.searching._ask
+
+    async def counted(board: Any, shard: int, method: str, *args: Any) -> Any:
+        asked.append(method)
+        return await ask(board, shard, method, *args)
+
+    async def main() -> None:
+        async with VirtualFlock(shards=3) as flock:
+            for _ in range(20):
+                await asyncio.gather(*(flock.publish(Order(n=n)) for n in range(100)))
+            expected = by_creation(await flock.store.list())
+            monkeypatch.setattr(flock_ray.searching, "_ask", counted)
+            found, _ = await flock.store.query_artifacts(limit=5, offset=1_900)
+            assert found == expected[1_900:1_905]
+
+    run_virtual(main())
+    assert asked.count("search") < 100
