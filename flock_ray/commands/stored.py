@@ -43,7 +43,11 @@ def add_commands(commands: Any) -> None:
 
 
 def _where(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="of the persistence; - for the one in FLOCK_PERSISTENCE")
+    parser.add_argument(
+        "url",
+        metavar="URL",
+        help="of the persistence, or a folder of SQLite boards; - for the one in FLOCK_PERSISTENCE",
+    )
     parser.add_argument("--board", metavar="NAME", help="default: FLOCK_NAMESPACE, else `default`")
 
 
@@ -63,6 +67,10 @@ def _board_and_url(options: argparse.Namespace) -> tuple[str, str]:
 def _persistence(url: str) -> Persistence:
     from flock_ray.persistence import persistence_from_url
 
+    if "://" not in url and Path(url).is_dir():
+        from flock_ray.adapters.sqlite import SQLitePersistence
+
+        return SQLitePersistence(url)
     return persistence_from_url(url)
 
 

@@ -197,6 +197,7 @@ DRIVER = """
     import asyncio, sys
     from flock_ray import Flock
     from flock_ray.adapters.sqlite import SQLitePersistence
+    from flock_ray.verifying import verify_board
     from tests.chaos.orders import check_orders, declare, publish_orders
 
     async def main(path, what, count):
@@ -213,6 +214,8 @@ DRIVER = """
         await flock.flush_batches()
         await flock.run_until_idle(timeout=60)
         await check_orders(flock, numbers)
+        verdict = await verify_board(SQLitePersistence(path), "orders")
+        assert verdict.violations == [] and verdict.artifacts >= 6 * len(numbers), verdict
         print("CHECKED", flush=True)
         await flock.shutdown()
 

@@ -20,6 +20,7 @@ SCRIPT = """
 
     from flock_ray import Flock
     from flock_ray.adapters.postgres import PostgresPersistence
+    from flock_ray.verifying import verify_board
     from tests.chaos.orders import check_orders, declare, publish_orders
 
     async def main(url):
@@ -44,6 +45,8 @@ SCRIPT = """
         await flock.flush_batches()
         await flock.run_until_idle(timeout=60)
         await check_orders(flock, numbers)
+        verdict = await verify_board(PostgresPersistence(url), "nodes")
+        assert verdict.violations == [] and verdict.artifacts >= 6 * len(numbers), verdict
         print("CHECKED", flush=True)
         await flock.shutdown()
         ray.shutdown()

@@ -30,6 +30,11 @@ def test_verify_says_how_much_it_checked(url: str, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out == "board 'release': 7 artifacts, 2 activations: 0 violations\n"
 
 
+def test_verify_takes_a_folder(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", url.removeprefix("sqlite:///"), "--board", BOARD]) == 0
+    assert "7 artifacts" in capsys.readouterr().out
+
+
 def test_verify_takes_the_url_from_the_environment(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

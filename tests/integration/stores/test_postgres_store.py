@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flock_ray.adapters import postgres_migrations
 from flock_ray.adapters.postgres import PostgresPersistence
 from flock_ray.adapters.postgres_queries import page_query, read_query
 from flock_ray.core.rows import SHARD, ArtifactQuery
@@ -346,3 +347,34 @@ async def test_server_that_could_lose_something_is_reported(
         await postgres_sql.run("DROP SCHEMA flock CASCADE; DROP ROLE hasty")
 
     assert ["synchronous_commit"] == [text.split()[0] for text in hasty.warnings()]
+
+
+async def test_a_shard_of_the_version_before_goes_on_while_a_migration_runs_and_is_fenced_after_it(
+    postgres: PostgresPersistence, postgres_sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a shard of the first version, which knows nothing of owners
+    first = postgres_migrations.known_migrations()[:1]
+    with monkeypatch.context() as old:
+        old.setattr(postgres_migrations, "known_migrations", lambda: first)
+        await postgres.prepare("board", 1)
+    await postgres_sql.run("UPDATE {schema}.shards SET epoch = epoch + 1, epoch_lsn = last_lsn")
+    before = postgres.store("board", 0, range(256))
+    before._epoch = 1
+    await before.append(batch(1, [artifact("a")]))
+
+    # When the schema is migrated meanwhile
+    await postgres.prepare("board", 1)
+    await before.append(batch(2, [artifact("b")], first_seq=2))
+
+    # Then a shard of this version finds everything, says who it is, and the old one is refused
+    now = postgres.store("board", 0, range(256))
+    assert "" == await now.owner()
+    await now.acquire("new")
+    assert 2 == (await now.load()).last_lsn
+    with pytest.raises(StaleEpochError):
+        await before.append(batch(3, [artifact("c")], first_seq=3))
+    # And when one of the first version comes once more, nobody is taken for it
+    await postgres_sql.run("UPDATE {schema}.shards SET epoch = epoch + 1, epoch_lsn = last_lsn")
+    assert "" == await now.owner()
+    for store in (before, now):
+        await store.close()
