@@ -31,7 +31,10 @@ def _jobs(names: list[str], *, quick: bool) -> list[Job]:
             jobs += [Job("durable", {"quick": quick, "backend": b}, f"durable-{b}") for b in BACKENDS]
             continue
         if name == "recovery":
-            jobs += [Job("recovery", {"quick": quick, "backend": b}, f"recovery-{b}") for b in BACKENDS[1:]]
+            # A million artifacts on a busy machine.
+            jobs += [
+                Job("recovery", {"quick": quick, "backend": b}, f"recovery-{b}", 1800.0) for b in BACKENDS[1:]
+            ]
             continue
         if name not in ("chain", "toy"):
             jobs.append(Job(name, {"quick": quick}, name))

@@ -26,6 +26,7 @@ class Job(NamedTuple):
     module: str
     arguments: dict[str, Any]
     label: str
+    timeout_s: float = TIMEOUT_S
 
 
 def prepare_environment(environment: MutableMapping[str, str]) -> None:
@@ -60,18 +61,18 @@ def run_job(job: Job) -> dict[str, Any]:
         command = [sys.executable, "-m", "bench", "--child", job.module]
         command += ["--arguments", json.dumps(job.arguments), "--output", str(output)]
         process = subprocess.Popen(command, cwd=REPOSITORY, env=environment)
-        error = _wait(process)
+        error = _wait(process, job.timeout_s)
         result: dict[str, Any] = {"error": error} if error else json.loads(output.read_text())
     return {**result, "load_before": round(before, 2), "load_after": round(spin_load(), 2)}
 
 
-def _wait(process: subprocess.Popen[bytes]) -> str | None:
+def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> str | None:
     """Return None when the process ended well, otherwise what happened."""
     try:
-        code = process.wait(timeout=TIMEOUT_S)
+        code = process.wait(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         _end(process)
-        return f"no result in {TIMEOUT_S:.0f} s"
+        return f"no result in {timeout_s:.0f} s"
     except BaseException:
         _end(process)
         raise

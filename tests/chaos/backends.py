@@ -26,6 +26,15 @@ class Backend:
     server: PostgresServer | RedisServer | None
     folder: Path
 
+    @property
+    def url(self) -> str:
+        """Of the persistence, for another process."""
+        if isinstance(self.server, PostgresServer):
+            return self.server.url()
+        if isinstance(self.server, RedisServer):
+            return f"redis://127.0.0.1:{self.server.port}"
+        return f"sqlite:///{self.folder / 'boards'}"
+
     def persistence(self, port: int | None = None) -> Persistence:
         """Return where boards go; with a port, through a proxy."""
         if isinstance(self.server, PostgresServer):

@@ -196,13 +196,13 @@ async def test_a_store_that_crashes_and_is_cut_off_delays_everything_and_loses_n
 DRIVER = """
     import asyncio, sys
     from flock_ray import Flock
-    from flock_ray.adapters.sqlite import SQLitePersistence
+    from flock_ray.persistence import persistence_from_url
     from flock_ray.verifying import verify_board
     from tests.chaos.orders import check_orders, declare, publish_orders
 
-    async def main(path, what, count):
+    async def main(url, what, count):
         numbers = range(int(count))
-        flock = Flock(persistence=SQLitePersistence(path), namespace="orders", shards=2, no_output=True)
+        flock = Flock(persistence=persistence_from_url(url), namespace="orders", shards=2, no_output=True)
         declare(flock)
         await flock.start()
         print("STARTED", flush=True)
@@ -214,7 +214,7 @@ DRIVER = """
         await flock.flush_batches()
         await flock.run_until_idle(timeout=60)
         await check_orders(flock, numbers)
-        verdict = await verify_board(SQLitePersistence(path), "orders")
+        verdict = await verify_board(persistence_from_url(url), "orders")
         assert verdict.violations == [] and verdict.artifacts >= 6 * len(numbers), verdict
         print("CHECKED", flush=True)
         await flock.shutdown()
@@ -229,11 +229,10 @@ async def line_of(script: subprocess.Popen[str]) -> str:
 
 
 async def test_a_cluster_that_is_killed_as_a_whole_goes_on_when_its_script_is_started_again(
-    start_script: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    start_script: Callable[..., subprocess.Popen[str]], backend: Backend
 ) -> None:
     # Given a script with a Ray of its own, in the middle of its work
-    path = str(tmp_path / "boards")
-    first = start_script(DRIVER, path, "publish", "200")
+    first = start_script(DRIVER, backend.url, "publish", "200")
     assert [await line_of(first), await line_of(first)] == ["STARTED", "PUBLISHED"]
 
     # When everything is killed at once
@@ -241,7 +240,7 @@ async def test_a_cluster_that_is_killed_as_a_whole_goes_on_when_its_script_is_st
     first.wait()
 
     # Then the same script, started again, finishes what was accepted; the results are complete
-    second = start_script(DRIVER, path, "finish", "200")
+    second = start_script(DRIVER, backend.url, "finish", "200")
     out, err = await asyncio.to_thread(second.communicate, None, 300)
     assert "CHECKED" in out, err
 

@@ -30,17 +30,11 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]
         yield backend
 
 
-def url_of(backend: Backend) -> str:
-    assert backend.server is not None
-    url = backend.server.url
-    return url if isinstance(url, str) else url()
-
-
 def archiving(backend: Backend, folder: Path) -> Persistence:
     """Return a persistence that archives what is settled."""
     if backend.name == "postgres":
-        return PostgresPersistence(url_of(backend), retention_policy=ARCHIVE, archive=str(folder))
-    return RedisPersistence(url_of(backend), retention_policy=ARCHIVE, archive=str(folder))
+        return PostgresPersistence(backend.url, retention_policy=ARCHIVE, archive=str(folder))
+    return RedisPersistence(backend.url, retention_policy=ARCHIVE, archive=str(folder))
 
 
 def declare(flock: Flock) -> None:
