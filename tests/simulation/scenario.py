@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 from flock_ray.actors.shard import Shard
+from flock_ray.board import Board
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.registry import type_registry
+from flock_ray.pausing import resume_on
 from tests.simulation.audit import (
     Audit,
     AuditCore,
@@ -159,10 +162,23 @@ async def settle(world: World, story: Story) -> None:
     world.calm()
     board = story.flock.board
     assert board is not None
-    if not await persist(lambda: board.wait_idle(timeout_s=QUIET_S, timers=True)):
+    idle = await persist(lambda: board.wait_idle(timeout_s=QUIET_S, timers=True))
+    if not idle and await lift_late_pauses(story, board):
+        idle = await persist(lambda: board.wait_idle(timeout_s=QUIET_S, timers=True))
+    if not idle:
         status = [await shard.stats() for shard in story.flock.sim.alive()]
         raise AssertionError(f"the board never came to rest: {status} {await story.flock.pools()}")
     await asyncio.sleep(5)  # acknowledgements and reports that are still on their way
+
+
+async def lift_late_pauses(story: Story, board: Board) -> bool:
+    """Resume what is still paused, as an operator would who sees it: a pause that was sent again came after its end."""
+    left: set[Any] = {
+        place for shard in story.flock.sim.alive() for place in shard.core.dispatch.pauses.by_place
+    }
+    for kind, name in sorted(left):
+        await persist(partial(resume_on, board, kind, name, by="sim"))
+    return bool(left)
 
 
 async def check_all(world: World, story: Story) -> None:
