@@ -281,12 +281,14 @@ class Flock(BoardRunning, Scheduling, ComponentDeclaring, McpDeclaring, BoardRea
         if end_board and opened is None:
             opened = await self._ready()
         flush = opened is not None and flush_batches and (opened.owns or end_board)
-        if opened is not None and flush and sum(await opened.board.each("flush_batches")):
-            await opened.board.wait_idle(timeout_s=5.0)
-        self._closed = True
-        if opened is not None:
-            opened.board.let_go()
-            await opened.close(end_board)
+        try:
+            if opened is not None and flush and sum(await opened.board.each("flush_batches")):
+                await opened.board.wait_idle(timeout_s=5.0)
+        finally:  # a board that can't do anything any more has processes too
+            self._closed = True
+            if opened is not None:
+                opened.board.let_go()
+                await opened.close(end_board)
 
     async def __aenter__(self) -> Self:
         """Open the board."""
