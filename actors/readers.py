@@ -118,7 +118,9 @@ class ShardReaders(ShardSearch):
     async def timers(self) -> int:
         """Return how many things here wait for a time: delayed matches and gates with a deadline."""
         gates = (g for s in self.core.slots.values() for keys in s.gates.values() for g in keys.values())
-        return sum(len(s.delayed) for s in self.core.slots.values()) + sum(1 for g in gates if g.deadline_us)
+        fan_ins = (f for s in self.core.slots.values() for some in s.fan_ins.values() for f in some.values())
+        timed = sum(1 for g in gates if g.deadline_us) + sum(1 for f in fan_ins if f.deadline_us)
+        return sum(len(s.delayed) for s in self.core.slots.values()) + timed
 
     async def read(
         self, after: int, type_name: str | None, workflow: str | None, limit: int, wait_s: float

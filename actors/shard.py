@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from flock_ray.actors.claims import ShardClaims
+from flock_ray.actors.fanning import ShardFans
 from flock_ray.actors.fencing import ShardFencing, owner_name
 from flock_ray.actors.keeping import Keeper
 from flock_ray.actors.ledgers import ShardLedgers
@@ -51,7 +52,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 
 class Shard(
     ShardClaims, ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing,
-    ShardSchedules, ShardLimits, ShardLookups, ShardFencing,
+    ShardSchedules, ShardLimits, ShardLookups, ShardFencing, ShardFans,
 ):  # fmt: skip
     """One shard of a board."""
 

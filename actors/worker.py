@@ -24,7 +24,7 @@ from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.edge import DEFAULT_INLINE_PAYLOAD_BYTES, DEFAULT_MAX_PAYLOAD_BYTES, Edge
 from flock_ray.engines.failures import describe
-from flock_ray.engines.runner import AgentRunner
+from flock_ray.engines.fan.runners import runner_for
 from flock_ray.engines.services import Services
 from flock_ray.engines.wiring import services_for
 from flock_ray.errors import ConfigurationError, ModelError, PayloadLostError, safe_error_text
@@ -326,7 +326,7 @@ class Worker(WorkerClaims):
             self._runners.pop(name, None)
         for name in sorted(hosted & (changed | (hosted - self._hosted))):
             definition = self._definitions[name]
-            runner = AgentRunner(
+            runner = runner_for(
                 definition, self._registry, self._edge.post,
                 now_us=self._clock.now_us, monotonic=self._monotonic, output=self._edge.output,
                 services=services_for(definition, self.services), warming=self._edge, offload=self._offload,

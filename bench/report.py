@@ -28,6 +28,9 @@ MIN_POISON_RATIO = 0.80
 MAX_REDRIVE_RATIO = 1.1
 MAX_MATCH_US = 50.0
 MAX_MATCH_GROWTH = 1.3
+MIN_CHUNKS_PER_S = 5_000.0
+MAX_FAN_RATIO = 1.5
+MAX_FAN_SHARD_BYTES = 200_000_000
 MAX_QUIET_LOAD = 1.3
 
 
@@ -377,6 +380,22 @@ def _recovery_rows(results: Results) -> list[Row]:
     return rows
 
 
+def _fan_rows(result: dict[str, Any]) -> list[Row]:
+    small, large = result["small"], result["large"]
+    rate, ratio = small["chunks_per_s"], result["ratio"]
+    largest = large["shard_bytes"]
+    name = f"{large['megabytes']:,} MB in chunks of 1 MB, beside plain Ray tasks"
+    return [
+        Row(f"fan-out of {small['chunks']:,} small chunks, merged in a tree, chunks/s", _count(rate), "", "",
+            f">= {MIN_CHUNKS_PER_S:,.0f}", _judge(rate >= MIN_CHUNKS_PER_S)),
+        Row("largest shard meanwhile", f"{small['shard_bytes'] / 1e6:,.0f} MB"),
+        Row(name, f"{large['seconds']:.1f} s", f"{large['plain_s']:.1f} s", f"{ratio:.2f}", f"<= {MAX_FAN_RATIO}",
+            _judge(ratio <= MAX_FAN_RATIO)),
+        Row("largest shard meanwhile", f"{largest / 1e6:,.0f} MB", "", "", f"< {MAX_FAN_SHARD_BYTES / 1e6:,.0f} MB",
+            _judge(largest < MAX_FAN_SHARD_BYTES)),
+    ]  # fmt: skip
+
+
 def judge(results: Results) -> list[Row]:
     """Turn results by job label into rows; a failed job is a row with the verdict ERROR."""
     good = {label: result for label, result in results.items() if "error" not in result}
@@ -396,6 +415,7 @@ def judge(results: Results) -> list[Row]:
         "slow_async": _slow_rows,
         "model_calls": _model_rows,
         "overload": _overload_rows,
+        "fan_out": _fan_rows,
         "startup": _startup_rows,
         "match_cost": _match_rows,
     }

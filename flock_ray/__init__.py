@@ -56,6 +56,8 @@ if TYPE_CHECKING:
         EvalResult,
     )
     from flock_ray.engines.context import Context
+    from flock_ray.engines.fan.chunking import FanOutStrategy
+    from flock_ray.engines.fan.merging import FanInStrategy, Gathered
     from flock_ray.engines.llm import LiteLLMEngine
     from flock_ray.engines.llm.upstream import (
         BAMLAdapter,
@@ -106,8 +108,10 @@ _HOMES = {
     "EvalInputs": "engines.component",
     "EvalResult": "engines.component",
     "ExponentialBackoff": "core.retries",
+    "FanInStrategy": "engines.fan.merging",
     "FanOutRange": "core.specs",
     "FanOutSpec": "core.specs",
+    "FanOutStrategy": "engines.fan.chunking",
     "File": "media",
     "FilterConfig": "filters",
     "FixedDelay": "core.retries",
@@ -117,6 +121,7 @@ _HOMES = {
     "FlockSettings": "config",
     "Gap": "streaming",
     "GatewayPlan": "gateway.settings",
+    "Gathered": "engines.fan.merging",
     "Image": "media",
     "IntervalTrigger": "triggers",
     "JSONAdapter": "engines.llm.upstream",
@@ -190,8 +195,10 @@ __all__ = [
     "EvalInputs",
     "EvalResult",
     "ExponentialBackoff",
+    "FanInStrategy",
     "FanOutRange",
     "FanOutSpec",
+    "FanOutStrategy",
     "File",
     "FilterConfig",
     "FixedDelay",
@@ -201,6 +208,7 @@ __all__ = [
     "FlockSettings",
     "Gap",
     "GatewayPlan",
+    "Gathered",
     "Image",
     "IntervalTrigger",
     "JSONAdapter",

@@ -16,6 +16,7 @@ from flock_ray.core.specs import BatchSpec, FanOutSpec, JoinSpec
 from flock_ray.core.visibility import AgentIdentity, Visibility, only_for
 from flock_ray.engines.tools import Tool
 from flock_ray.errors import ConfigurationError
+from flock_ray.fanning import FanDeclaring, check_fan_out
 from flock_ray.limiting import LimitDeclaring
 from flock_ray.mcp.declaring import McpSelecting
 from flock_ray.retrying import Retrying
@@ -35,7 +36,7 @@ def _ignore() -> None:
     """Take notice of nothing: for a builder without a flock."""
 
 
-class AgentBuilder(BudgetDeclaring, LimitDeclaring, Retrying, McpSelecting, TimerDeclaring):
+class AgentBuilder(BudgetDeclaring, FanDeclaring, LimitDeclaring, Retrying, McpSelecting, TimerDeclaring):
     """Declares one agent. Every method returns the builder and takes effect at the next deploy.
 
     All methods raise `ConfigurationError` for what makes no sense; the declaration is then unchanged.
@@ -86,6 +87,7 @@ class AgentBuilder(BudgetDeclaring, LimitDeclaring, Retrying, McpSelecting, Time
             ConfigurationError: The function of `.runs()` does not fit consumes() and publishes().
         """
         definition = self._definition
+        check_fan_out(definition)
         if definition.function is not None:
             for subscription in definition.subscriptions:
                 signature.check_arguments(self.name, definition.function, subscription)

@@ -77,6 +77,10 @@ def fingerprint(definition: AgentDefinition, spec: wire.TableSpec) -> str:
     if definition.limits is not None:
         functions += definition.limits.functions()
         digest.update(definition.limits.digest())
+    for fan in (definition.fan_out, definition.fan_in):
+        if fan is not None:
+            functions += fan.functions()
+            digest.update(fan.digest())
     for group in definition.output_groups:
         for output in group.outputs:
             digest.update(f"{output.type.__qualname__} {output.count} {output.fan_out}".encode())

@@ -46,6 +46,10 @@ async def invoke(
     definition = board.edge.table.definitions.get(agent)
     if definition is None:
         raise ConfigurationError(f"invoke({agent!r}): no such agent is on this board.")
+    if definition.fan_out is not None or definition.fan_in is not None:
+        raise ConfigurationError(
+            f"invoke({agent!r}): a fan-out or fan-in is more than one run: publish its input and wait for the workflow."
+        )
     await refuse_if_paused(board, agent)
     [posting] = await publisher.postings([obj], [{"produced_by": DIRECT}])
     envelope = posting.envelope

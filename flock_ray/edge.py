@@ -9,9 +9,11 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
+from flock_ray.core.fan_in_desk import PARTIAL
 from flock_ray.core.ids import slot_of
 from flock_ray.core.matching import Check, MatchTable
 from flock_ray.core.registry import TypeRegistry, to_json
+from flock_ray.core.scatter import Part
 from flock_ray.core.similarity import Vectors
 from flock_ray.core.visibility import Visibility, encode_visibility
 from flock_ray.core.wire import Envelope, Posting, Task
@@ -65,6 +67,7 @@ class Edge:
         activation_id: bytes | None = None,
         priority: int = 0,
         via: tuple[str, ...] = (),
+        scatter: tuple[Part, ...] = (),
         not_before_us: int = 0,
         idempotent: bool = False,
         fresh: int = 0,
@@ -84,6 +87,7 @@ class Edge:
             activation_id: Of the run that made it; None from outside.
             priority: Added to the subscription's; higher runs earlier.
             via: Agents among its ancestors.
+            scatter: Its places in fan-outs.
             not_before_us: Earliest delivery; 0 is at once.
             idempotent: The id comes from an idempotency key.
             fresh: `wire.FRESH_ID` and `wire.FRESH_WORKFLOW`, for what was drawn at random.
@@ -110,6 +114,7 @@ class Edge:
             activation_id,
             priority,
             via,
+            scatter,
         )
         matched = self.table.match(envelope, model, not_before_us)
         return Posting(
@@ -134,7 +139,7 @@ class Edge:
         source = task.inputs[0]
         envelope = Envelope(
             id, name, version, payload, source.correlation_id, source.slot, produced_by, created_us, (), None,
-            source.partition_key, (source.id,), task.id, source.priority, via,
+            source.partition_key, (source.id,), task.id, source.priority, via, source.scatter,
         )  # fmt: skip
         plain = self.table.plain(name, produced_by)
         if plain is not None:
@@ -157,6 +162,8 @@ class Edge:
 
     def rematch(self, posting: Posting) -> Posting:
         """Match again, with the table that is current now; one that is offered again, with its subscription alone."""
+        if posting.envelope.type == PARTIAL:
+            return posting  # it is on its way to the run of a fan-in that waits for it
         if posting.offered:
             matched = self.table.match_again(posting.envelope, posting.offered)
         else:

@@ -22,6 +22,7 @@ from flock_ray.context.choose import give_context
 from flock_ray.core.check import Finding, check
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.fairness import checked_weights
+from flock_ray.core.fan_flow import closers_of
 from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.wire import CONFLICT, Posting
 from flock_ray.errors import (
@@ -30,11 +31,13 @@ from flock_ray.errors import (
     DuplicateAgentError,
     DuplicateArtifactError,
 )
+from flock_ray.fanning import with_closers
 from flock_ray.gateway.settings import planned
 from flock_ray.history import History
 from flock_ray.mcp.declaring import McpDeclaring, McpServer
 from flock_ray.opening import DEFAULT_BOARD, Opened, open_on_ray
 from flock_ray.persistence import persistence_from_url, persistence_of, retained
+from flock_ray.progress import ProgressReading
 from flock_ray.publishing import Publisher, item_key, new_workflow
 from flock_ray.reading import BoardReading
 from flock_ray.running import BoardRunning
@@ -56,7 +59,7 @@ __all__ = ["Flock"]
 _workflow: ContextVar[str | None] = ContextVar("flock_workflow", default=None)
 
 
-class Flock(BoardRunning, Scheduling, ComponentDeclaring, McpDeclaring, BoardReading):
+class Flock(BoardRunning, ProgressReading, Scheduling, ComponentDeclaring, McpDeclaring, BoardReading):
     """A blackboard and the agents around it.
 
     Nothing starts before the first `publish`, `run` or `invoke`: then Ray is joined or started, the
@@ -222,6 +225,7 @@ class Flock(BoardRunning, Scheduling, ComponentDeclaring, McpDeclaring, BoardRea
                 definition.model = definition.model or self.model
             give_embedder(definition, self.embedder)
             give_context(definition, self.context_provider, has_embedder=self.embedder is not None)
+        with_closers(definitions, closers_of(definitions, self._registry))
         return self._with_alerts(self._with_gate(definitions))
 
     # -- life ----------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from typing import Any
 import msgspec
 
 from flock_ray.core import gates
-from flock_ray.core.counting import CountingDesk
+from flock_ray.core.fan_in_desk import FanInDesk
 from flock_ray.core.ids import activation_id, output_id, single_activation_id, slot_of, workflow_id_for
+from flock_ray.core.scatter import Gather, carried
 from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot, Workflow
 from flock_ray.core.visibility import decode_visibility, encode_visibility, narrow
 from flock_ray.core.wire import (
@@ -23,7 +24,7 @@ ERROR_POSITION = 2**31 - 1
 """Output position of the WorkflowError of an activation."""
 
 
-class ActivationDesk(CountingDesk):
+class ActivationDesk(FanInDesk):
     """How inputs become activations, and how those end."""
 
     # -- activations --------------------------------------------------------------------------
@@ -55,6 +56,8 @@ class ActivationDesk(CountingDesk):
         )
         workflow.open += 1
         self.num_active += 1
+        if envelope.scatter:
+            self._hold(slot, envelope.scatter[-1])
         if lane is not None:
             activation.lane = lane
             self._open_limited(slot, activation, now_us)
@@ -159,7 +162,8 @@ class ActivationDesk(CountingDesk):
         return workflow
 
     def _discharge(self, slot: Slot, activation: Activation, now_us: int) -> None:
-        """Tell the workflows of an activation that it is over."""
+        """Tell the workflows of an activation, and the chunks that it was about, that it is over."""
+        self._let_go(slot, activation, now_us)
         if activation.charges is None:
             workflow = slot.workflows.get(activation.correlation_id)
             if workflow is not None:
@@ -179,7 +183,7 @@ class ActivationDesk(CountingDesk):
                          correlation_id=activation.correlation_id, detail=f"{error}: {message}")  # fmt: skip
         if activation.agent != MATCH_AGENT and not self._bury(slot, activation, info, now_us):
             self._publish_error(slot, activation.id, activation.agent, activation.correlation_id,
-                                activation.inputs, error, message, now_us)  # fmt: skip
+                                activation.inputs, error, message, now_us, activation.gather)  # fmt: skip
         self._discharge(slot, activation, now_us)
 
     def _loop_exhausted(
@@ -214,6 +218,7 @@ class ActivationDesk(CountingDesk):
         error: str,
         message: str,
         now_us: int,
+        gather: Gather | None = None,
     ) -> None:
         """Publish a WorkflowError that no worker could make; who consumes it is matched by a worker later."""
         payload = {
@@ -222,7 +227,7 @@ class ActivationDesk(CountingDesk):
         }  # fmt: skip
         self._publish_own(
             slot, "WorkflowError", payload, output_id(activation, ERROR_POSITION), agent, correlation_id, inputs,
-            activation, now_us,
+            activation, now_us, gather=gather,
         )  # fmt: skip
 
     def _publish_own(
@@ -237,17 +242,20 @@ class ActivationDesk(CountingDesk):
         activation: bytes | None,
         now_us: int,
         tags: tuple[str, ...] = (),
+        gather: Gather | None = None,
     ) -> Envelope:
         """Publish an artifact of the board itself, as visible as the inputs are together."""
-        keys = {envelope.partition_key for envelope in inputs}
-        partition_key = keys.pop() if len(keys) == 1 else None
+        scatter, partition_key, decided = carried(inputs, gather)
+        if not decided:
+            keys = {envelope.partition_key for envelope in inputs}
+            partition_key = keys.pop() if len(keys) == 1 else None
         visibility = encode_visibility(narrow(*(decode_visibility(e.visibility) for e in inputs)))
         envelope = Envelope(
             artifact, type_name, 1, msgspec.json.encode(payload), correlation_id,
             slot_of(partition_key if partition_key is not None else correlation_id), f"orchestrator#{agent}", now_us,
             tuple(sorted({*tags, *(tag for e in inputs for tag in e.tags)})), visibility,
             partition_key, tuple(e.id for e in inputs), activation, 0,
-            tuple(sorted({name for e in inputs for name in e.via} | {agent})),
+            tuple(sorted({name for e in inputs for name in e.via} | {agent})), scatter,
         )  # fmt: skip
         self._publish_output(slot, Posting(envelope), now_us, unmatched=True)
         return envelope
@@ -269,6 +277,8 @@ class ActivationDesk(CountingDesk):
         key = activation_id(MATCH_AGENT, "", (envelope.id,), 0)
         workflow = slot.workflows[envelope.correlation_id]
         slot.open[key] = Activation(key, MATCH_AGENT, "", slot.index, workflow.id, (envelope,), now_us)
+        if envelope.scatter:
+            self._hold(slot, envelope.scatter[-1])
         self.num_open += 1
         self._shift(workflow, 1, 0, now_us)
         self.dispatch.push(slot.open[key])

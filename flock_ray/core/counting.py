@@ -16,6 +16,7 @@ from flock_ray.core.events import EventLog
 from flock_ray.core.index import BoardIndex
 from flock_ray.core.records import Record
 from flock_ray.core.rows import Decision
+from flock_ray.core.scatter import Part
 from flock_ray.core.state import Activation, Item, Slot, Workflow
 from flock_ray.core.wire import (
     AgentInfo,
@@ -158,7 +159,10 @@ class CountingDesk:
         self.index.remove(workflow.seqs, keep_counts=self.changes is not None)
         if self.changes is not None and not self.index.floor:
             self.index.floor = 1  # a workflow without artifacts, too, is only in the store now
-        del self.slots[workflow.slot].workflows[workflow.id]
+        slot = self.slots[workflow.slot]
+        for key in workflow.scatters or ():
+            slot.scatters.pop(key, None)
+        del slot.workflows[workflow.id]
 
     def drop_settled(self, slot: int) -> None:
         """Let every settled workflow of a slot leave memory."""
@@ -170,14 +174,20 @@ class CountingDesk:
     def _make_ready(self, slot: Slot, activation: Activation) -> None:
         raise NotImplementedError  # LaneDesk's
 
+    def _release(self, slot: Slot, part: Part, now_us: int) -> None:
+        raise NotImplementedError  # ScatterDesk's
+
     # -- what other slots hear ----------------------------------------------------------------
 
     def _send(
         self, slot: Slot, target: int, kind: str, *, posting: Posting | None = None, match: Match | None = None,
         workflow: str = "", delta: tuple[int, int] = (0, 0), run: Run | None = None, errors: int = 0,
+        part: Part | None = None, fate: int = -1, reopened: bool = False,
     ) -> None:  # fmt: skip
         seq = slot.out_seq[target] = slot.out_seq.get(target, 0) + 1
-        forward = Forward(slot.index, target, seq, kind, posting, match, workflow, delta, run, errors)
+        forward = Forward(
+            slot.index, target, seq, kind, posting, match, workflow, delta, run, errors, part, fate, reopened
+        )
         slot.outbox[target, seq] = forward
         self.num_outbox += 1
         (self.local_forwards if target in self.slots else self.remote_forwards).append(forward)
@@ -205,6 +215,8 @@ class CountingDesk:
 
     def _return_item(self, slot: Slot, item: Item, now_us: int) -> None:
         """An input leaves its gate without an activation."""
+        if item.envelope.scatter:
+            self._release(slot, item.envelope.scatter[-1], now_us)
         if item.announced:
             self._move(slot, item, 0, -1, now_us)
         elif item.home != slot.index:

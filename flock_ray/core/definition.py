@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from flock_ray.core.budget_rules import BudgetRule
     from flock_ray.core.conditions import Condition
+    from flock_ray.core.scatter import FanInRule
     from flock_ray.core.schedules import ScheduleInfo
     from flock_ray.core.similarity import TextPredicate, Vectors
     from flock_ray.core.specs import BatchSpec, FanOutRange, JoinSpec
@@ -52,10 +53,14 @@ class Subscription:
     """What its text must be similar to, all of it; empty means no such condition."""
     reevaluate_us: int = 0
     """How often artifacts whose `where` did not hold are offered again, in microseconds; 0: never."""
+    fan_in: FanInRule | None = None
+    """Of a fan-in: it gets everything that the chunks of one fan-out deliver, at once."""
 
     @property
     def kind(self) -> str:
-        """One of single, and, join, batch, join_batch."""
+        """One of single, and, join, batch, join_batch, fan_in."""
+        if self.fan_in is not None:
+            return "fan_in"
         if self.join is not None:
             return "join" if self.batch is None else "join_batch"
         if self.batch is not None:
@@ -153,6 +158,10 @@ class AgentDefinition:
     """`components.orchestrator.gate.ComponentGate`: asked last about what a subscription gets; None: nobody is."""
     schedules: tuple[ScheduleInfo, ...] = ()
     """What runs it by the clock."""
+    fan_out: Any = None
+    """`engines.fan.chunking.FanOut`, which is its function, too; None: it is no fan-out."""
+    fan_in: Any = None
+    """`engines.fan.merging.FanIn`, which is its function, too; None: it is no fan-in."""
     schedule_for: str | None = None
     """The agent that a schedule named for what this one publishes; None: it named none."""
 

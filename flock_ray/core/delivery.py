@@ -48,9 +48,14 @@ class DeliveryDesk(ScheduleDesk):
         if name in ("WorkflowError", "DeadLetter"):
             workflow.errors += 1
         self.events.published(now_us, envelope)
+        scatter = envelope.scatter
+        if scatter:
+            self._hold(slot, scatter[-1])
+            if name in ("WorkflowError", "DeadLetter"):
+                self._blame(slot, scatter[-1], name)
         if posting.refusals:
             self._note_refusals(posting, now_us)
-        if posting.matches and not workflow.cancelled:
+        if posting.matches and not workflow.cancelled and not (scatter and self._is_stopped(slot, envelope)):
             plain = self._plain
             for match in posting.matches:
                 known = plain.get(match.subscription)
@@ -60,6 +65,8 @@ class DeliveryDesk(ScheduleDesk):
                     self._deliver(slot, workflow, match, envelope, now_us)
         if name in self._conditions or posting.signals:
             self._recheck_conditions(slot, workflow, posting, now_us)
+        if scatter:
+            self._free(slot, scatter[-1], now_us)
         if not workflow.open:
             self._maybe_settled(workflow)
 
@@ -86,15 +93,21 @@ class DeliveryDesk(ScheduleDesk):
         elif match.due_us > now_us:
             slot.delayed[envelope.id, match.subscription] = match
             workflow.delayed += 1
+            if envelope.scatter:
+                self._hold(slot, envelope.scatter[-1])
             self._add_timer(slot, match.due_us, "match", envelope.id, match.subscription.encode())
         elif spec.when and not self._condition_holds(spec, workflow):
             slot.held.setdefault((spec.id, workflow.id), []).append((envelope, match))
             workflow.waiting += 1
+            if envelope.scatter:
+                self._hold(slot, envelope.scatter[-1])
         elif spec.kind == "single":
             lane = None if self.limits_of(spec.agent) is None else match.lane
             self._activate_single(
                 slot, workflow, spec, single_prefix(spec.agent, spec.id), envelope, now_us, lane
             )
+        elif spec.kind == "fan_in":
+            self._to_scatter(slot, workflow, spec, match, envelope, now_us)
         else:
             self._to_gate(slot, workflow, spec, match, envelope, now_us)
 
@@ -110,6 +123,8 @@ class DeliveryDesk(ScheduleDesk):
                          artifact_ids=(artifact_id,), detail=subscription)  # fmt: skip
         if not workflow.cancelled:
             self._deliver(slot, workflow, match, envelope, now_us)
+        if envelope.scatter:
+            self._free(slot, envelope.scatter[-1], now_us)
         self._maybe_settled(workflow)
 
     def _to_gate(
@@ -121,6 +136,8 @@ class DeliveryDesk(ScheduleDesk):
         envelope: Envelope,
         now_us: int,
     ) -> None:
+        if envelope.scatter:
+            self._hold(slot, envelope.scatter[-1])
         target = gates.gate_slot(spec, match, envelope)
         if target == slot.index:
             self._feed(slot, spec, match, Item(envelope, slot.index, False, match.lane), now_us)
@@ -160,3 +177,5 @@ class DeliveryDesk(ScheduleDesk):
                 for envelope, match in held:
                     workflow.waiting -= 1
                     self._deliver(slot, workflow, match, envelope, now_us)
+                    if envelope.scatter:
+                        self._free(slot, envelope.scatter[-1], now_us)

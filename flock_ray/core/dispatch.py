@@ -367,6 +367,8 @@ class Dispatcher:
                     activation.inputs,
                     activation.groups,
                     activation.failures,
+                    activation.gather,
+                    activation.offset,
                 )
             )
 

@@ -37,7 +37,8 @@ BATCH_KEY = b"\x00batch"
 def gate_slot(spec: SubscriptionSpec, match: Match, envelope: Envelope) -> int:
     """Return the slot where the gate of a match lives."""
     if spec.scope == "workflow":
-        return envelope.slot if envelope.partition_key is None else slot_of(envelope.correlation_id)
+        together = envelope.partition_key is None or (spec.kind == "and" and envelope.scatter)
+        return envelope.slot if together else slot_of(envelope.correlation_id)
     if spec.kind == "join" and not spec.within_count:
         return slot_of(spec.id + match.key.hex())
     return slot_of(spec.id)
@@ -47,6 +48,9 @@ def gate_key(spec: SubscriptionSpec, match: Match, envelope: Envelope) -> bytes:
     """Return the group that an input belongs to within its subscription."""
     key = match.key if spec.kind in ("join", "join_batch") else b""
     if spec.scope == "workflow":
+        if spec.kind == "and" and envelope.scatter:  # what is made of one chunk never meets another one's
+            part = envelope.scatter[-1]
+            key = part.scatter + b"%d" % part.index
         return envelope.correlation_id.encode() + b"\x00" + key
     return key
 

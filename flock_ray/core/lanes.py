@@ -66,20 +66,22 @@ class LaneDesk(ActivationDesk):
     def _send_run(self, slot: Slot, home: int, a: Activation) -> None:
         charges = a.charges if a.charges is not None else ((slot.index, a.correlation_id, 1),)
         run = Run(a.id, a.agent, a.subscription, a.correlation_id, a.inputs, a.created_us, a.priority, a.groups,
-                  charges, a.lane, a.redrives, a.crashes, a.failures, a.history, a.begun)  # fmt: skip
+                  charges, a.lane, a.redrives, a.crashes, a.failures, a.history, a.begun, a.gather)  # fmt: skip
         self._send(slot, home, "run", run=run)
 
     def _on_void(self, slot: Slot, run: Run, now_us: int) -> None:
         """Take notice of an activation that was on its way here when its workflow was cancelled."""
-        for home, workflow, count in run.charges:
-            self._tell(slot, home, workflow, -count, 0, now_us)
+        activation = Activation(run.id, run.agent, run.subscription, slot.index, run.correlation_id, run.inputs,
+                                run.created_us, charges=run.charges, redrives=run.redrives,
+                                gather=run.gather)  # fmt: skip
+        self._discharge(slot, activation, now_us)
 
     def _on_run(self, slot: Slot, run: Run, now_us: int) -> None:
         """Open an activation that another slot has sent; if limits live elsewhere by now, it goes on from here."""
         activation = Activation(run.id, run.agent, run.subscription, slot.index, run.correlation_id, run.inputs,
                                 run.created_us, run.priority, run.groups, run.charges, run.crashes, run.lane,
                                 failures=run.failures, history=run.history, redrives=run.redrives,
-                                begun=run.begun)  # fmt: skip
+                                begun=run.begun, gather=run.gather)  # fmt: skip
         self._enter(slot, activation, self.limits_of(run.agent), now_us)
 
     def _enter(self, slot: Slot, activation: Activation, limits: LimitSpec | None, now_us: int) -> None:
@@ -169,7 +171,8 @@ class LaneDesk(ActivationDesk):
     def _make_ready(self, slot: Slot, activation: Activation) -> None:
         """Let an activation run as soon as there is a worker for it, once its agent's limits have let it through."""
         limits = self.limits_of(activation.agent)
-        if activation.admitted or limits is None:
+        if activation.admitted or limits is None or activation.offset:
+            # A fan-out that goes on stays where it keeps its chunks, and does not begin anew for limits.
             self.dispatch.push(activation)
             return
         if limits.home(activation.agent, activation.lane) != slot.index:
@@ -213,7 +216,7 @@ class LaneDesk(ActivationDesk):
 
     def _again(self, activation: Activation) -> None:
         """Make an activation ready whose attempt came to nothing; call when no worker has it."""
-        if activation.admitted or self.limits_of(activation.agent) is None:
+        if activation.admitted or activation.offset or self.limits_of(activation.agent) is None:
             self.dispatch.push(activation, front=True)
         elif self._waits(activation.slot, activation):
             self._make_ready(self.slots[activation.slot], activation)

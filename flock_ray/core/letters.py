@@ -144,11 +144,12 @@ class LetterDesk(PauseDesk):
         envelope = self._publish_own(
             slot, "DeadLetter", _letter_payload(slot, activation, error, spec.queue, now_us), artifact,
             activation.agent, activation.correlation_id, activation.inputs, activation.id, now_us, (spec.queue,),
+            activation.gather,
         )  # fmt: skip
         slot.letters[artifact] = Letter(
             msgspec.structs.replace(envelope, payload=b""), spec.queue, activation.agent, activation.subscription,
             now_us, tuple(e.id for e in activation.inputs), activation.groups, activation.priority, activation.lane,
-            error.type, activation.redrives,
+            error.type, activation.redrives, gather=activation.gather,
         )  # fmt: skip
         self.events.note(
             now_us, "dead_letter.created", agent=activation.agent, activation_id=activation.id,
@@ -215,11 +216,14 @@ class LetterDesk(PauseDesk):
         # The workflow must not leave memory before the outputs are there.
         home = letter.envelope.slot
         activation = Activation(
-            key, letter.agent, letter.subscription, slot.index, correlation, record.inputs, now_us, letter.priority,
-            letter.groups, ((home, correlation, 1),), lane=letter.lane, redrives=letter.redrives + 1,
+            key, letter.agent, letter.subscription, slot.index, correlation, _placed(record.inputs, letter), now_us,
+            letter.priority, letter.groups, ((home, correlation, 1),), lane=letter.lane, redrives=letter.redrives + 1,
+            gather=letter.gather,
         )  # fmt: skip
         # If the run fails again, that is a new letter, and a new error.
         self._tell(slot, home, correlation, 1, 0, now_us, errors=-1)
+        for part in self._tokens(activation):
+            self._take_up(slot, part, now_us)
         self._tell_of(slot, letter, "dead_letter.redriven", record.by, "", now_us, activation=key)
         self._open_limited(slot, activation, now_us)
 
@@ -264,6 +268,14 @@ class LetterDesk(PauseDesk):
             artifact_ids=(letter.envelope.id,), detail=f"by {by or 'somebody'}{': ' if detail else ''}{detail}",
         )  # fmt: skip
         self._decide(now_us, kind, shown_id(letter.envelope.id), by, detail)
+
+
+def _placed(inputs: tuple[Envelope, ...], letter: Letter) -> tuple[Envelope, ...]:
+    """Give an edited input the places in fan-outs of the one that it replaces."""
+    places = letter.envelope.scatter
+    if not places or letter.gather is not None:
+        return inputs
+    return tuple(e if e.scatter else msgspec.structs.replace(e, scatter=places) for e in inputs)
 
 
 def _letter_payload(

@@ -474,4 +474,5 @@ def _spec(candidate: Candidate, registry: TypeRegistry) -> SubscriptionSpec:
         exclusive=sub.delivery == "exclusive",
         when=encode_when(candidate.when) if candidate.when is not None else b"",
         reevaluate_us=sub.reevaluate_us,
+        fan_in=sub.fan_in,
     )

@@ -148,6 +148,20 @@ class Retried(msgspec.Struct, array_like=True, tag="R", frozen=True):
         return self.completion.slot
 
 
+class Streamed(msgspec.Struct, array_like=True, tag="FO", frozen=True):
+    """A fan-out has published a part of its chunks, and goes on."""
+
+    at_us: int
+    completion: Completion
+    due_us: int = 0
+    """It makes a pause until then; 0: it goes on at once."""
+
+    @property
+    def slot(self) -> int:
+        """The slot whose journal keeps the record."""
+        return self.completion.slot
+
+
 class Admitted(msgspec.Struct, array_like=True, tag="D", frozen=True):
     """Activations of an agent with limits were let through, in this order."""
 
@@ -319,6 +333,7 @@ Record = (
     | Installed
     | Rehydrated
     | Retried
+    | Streamed
     | Admitted
     | Moved
     | LetterRedriven
@@ -406,7 +421,7 @@ def envelopes_of(records: Iterable[Record]) -> Iterator[Envelope]:
     for record in records:
         if isinstance(record, Published):
             yield record.posting.envelope
-        elif isinstance(record, Completed):
+        elif isinstance(record, Completed | Streamed):
             yield from (posting.envelope for posting in record.completion.outputs)
         elif isinstance(record, ForwardedIn):
             if record.forward.posting is not None:

@@ -19,6 +19,8 @@ from flock_ray.core.ids import EPOCH_SHIFT
 from flock_ray.core.pauses import Pause
 from flock_ray.core.records import Frame, decode_frame, envelopes_of
 from flock_ray.core.rows import ERASED, SHARD, Loaded, Snapshot
+from flock_ray.core.scatter import Gather, Marks
+from flock_ray.core.scatter_state import FanIn, Scatter
 from flock_ray.core.schedules import Schedule
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Activation, Gate, Item, Lane, Letter, Slot, Waiting, Workflow
@@ -73,6 +75,21 @@ class _Activation(msgspec.Struct, array_like=True):
     history: tuple[Attempt, ...] = ()
     redrives: int = 0
     begun: bool = False
+    gather: Gather | None = None
+    offset: int = 0
+
+
+class _FanIn(msgspec.Struct, array_like=True):
+    spec: int
+    """Its place in `specs`."""
+    scatter: bytes
+    deadline_us: int
+    delivered: Marks
+    items: dict[int, list[int]]
+    partials: list[tuple[int, int, int]]
+    """(level, node, envelope); -1: there was nothing to merge."""
+    resolved: list[tuple[int, int, int]]
+    expired: bool
 
 
 class SlotState(msgspec.Struct, array_like=True):
@@ -101,6 +118,10 @@ class SlotState(msgspec.Struct, array_like=True):
     ledger: Ledger = msgspec.field(default_factory=Ledger)
     schedules: list[Schedule] = []
     candidates: dict[str, Waiting] = {}
+    scatters: list[Scatter] = []
+    fan_ins: list[_FanIn] = []
+    parts: dict[bytes, dict[int, list[int]]] = {}
+    stopped: list[bytes] = []
 
 
 class ShardState(msgspec.Struct, array_like=True):
@@ -151,7 +172,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     opened = [
         _Activation(a.id, a.agent, a.subscription, a.correlation_id, [ref(e) for e in a.inputs], a.created_us,
                     a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us, a.failures,
-                    a.history, a.redrives, a.begun)
+                    a.history, a.redrives, a.begun, a.gather, a.offset)
         for a in slot.open.values()
     ]  # fmt: skip
     specs: dict[SubscriptionSpec, int] = {}
@@ -161,6 +182,13 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
               [[item(i) for i in group] for group in g.batch])
         for keys in slot.gates.values() for g in keys.values()
     ]  # fmt: skip
+    fan_ins = [
+        _FanIn(specs.setdefault(g.spec, len(specs)), g.scatter, g.deadline_us, g.delivered,
+               {index: [ref(e) for e in found] for index, found in g.items.items()},
+               [(*place, -1 if e is None else ref(e)) for place, e in g.partials.items()],
+               [(*place, count) for place, count in g.resolved.items()], g.expired)
+        for gates_of in slot.fan_ins.values() for g in gates_of.values()
+    ]  # fmt: skip
     held = [(sub, name, [(ref(e), m) for e, m in entries]) for (sub, name), entries in slot.held.items()]
     delayed = [(key, sub, match) for (key, sub), match in slot.delayed.items()]
     return _encode(
@@ -169,7 +197,8 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
             envelopes, artifacts, list(slot.workflows.values()), opened, gates, slot.arrivals, held,
             delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox, list(specs),
             list(slot.usage.values()), slot.lanes, list(slot.letters.values()),
-            slot.ledger, list(slot.schedules.values()), slot.candidates,
+            slot.ledger, list(slot.schedules.values()), slot.candidates, list(slot.scatters.values()), fan_ins,
+            slot.parts, list(slot.stopped),
         )
     )  # fmt: skip
 
@@ -295,7 +324,7 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
         slot.open[a.id] = Activation(
             a.id, a.agent, a.subscription, slot.index, a.correlation_id, tuple(envelopes[i] for i in a.inputs),
             a.created_us, a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us,
-            a.failures, a.history, a.redrives, a.begun,
+            a.failures, a.history, a.redrives, a.begun, a.gather, a.offset,
         )  # fmt: skip
     for g in state.gates:
         held = {name: deque(item(i) for i in queue) for name, queue in g.held.items()}
@@ -315,6 +344,16 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.schedules = {schedule.info.name: schedule for schedule in state.schedules}
     slot.letters = {letter.envelope.id: letter for letter in state.letters}
     slot.candidates = state.candidates
+    slot.scatters = {scatter.id: scatter for scatter in state.scatters}
+    for f in state.fan_ins:
+        spec = state.specs[f.spec]
+        slot.fan_ins.setdefault(f.scatter, {})[spec.id] = FanIn(
+            spec, f.scatter, f.deadline_us, f.delivered,
+            {index: [envelopes[ref] for ref in refs] for index, refs in f.items.items()},
+            {(level, node): None if ref < 0 else envelopes[ref] for level, node, ref in f.partials},
+            {(level, node): count for level, node, count in f.resolved}, f.expired,
+        )  # fmt: skip
+    slot.parts, slot.stopped = state.parts, dict.fromkeys(state.stopped)
     core.adopt(slot)
     return [(seq, envelopes[ref]) for seq, ref in state.artifacts]
 
@@ -330,6 +369,10 @@ def _referred_to(core: ShardCore) -> Iterable[bytes]:
                 yield from (item.envelope.id for item in gate.items())
         for held in slot.held.values():
             yield from (envelope.id for envelope, _ in held)
+        for gates in slot.fan_ins.values():
+            for fan_in in gates.values():
+                yield from (envelope.id for found in fan_in.items.values() for envelope in found)
+                yield from (envelope.id for envelope in fan_in.partials.values() if envelope is not None)
         for forward in slot.outbox.values():
             if forward.posting is not None:
                 yield forward.posting.envelope.id

@@ -28,6 +28,7 @@ from flock_ray.core.records import (
     Published,
     Record,
     Rehydrated,
+    Streamed,
     Ticked,
     WorkflowFlushed,
 )
@@ -78,6 +79,7 @@ class ShardCore(CancelDesk):
             WorkflowFlushed: lambda r: self._on_workflow_flushed(r),
             Installed: lambda r: self._on_installed(r),
             Rehydrated: lambda r: self._on_rehydrated(r),
+            Streamed: lambda r: self._on_streamed(r),
         }
 
     def replay_table(self, table: TableSpec) -> None:
@@ -156,6 +158,10 @@ class ShardCore(CancelDesk):
                 self._say(activation, "activation.late", now_us, f"attempt {completion.attempt} had failed")
                 return False  # another attempt is due, or runs
             worker = activation.worker or ""
+        elif completion.split is not None:
+            if completion.split.more:
+                return self._stream(activation, completion, now_us)
+            completion = self._rest_of(activation, completion)
         self._count_first(activation, now_us)
         if completion.retry is not None and self._retry(activation, completion, now_us):
             return True
@@ -311,6 +317,10 @@ class ShardCore(CancelDesk):
             for spec in record.table.subscriptions
             if spec.kind == "single" and not spec.when and self.limits_of(spec.agent) is None
         }
+        self._fan_ins = {}
+        for spec in record.table.subscriptions:
+            for agent in spec.fan_in.closes if spec.fan_in is not None else ():
+                self._fan_ins.setdefault(agent, []).append(spec)
         self._index_conditions()
         self._retime_candidates(record.at_us)
         self.matched_types = {name for spec in record.table.subscriptions for name in spec.types}
@@ -326,6 +336,7 @@ class ShardCore(CancelDesk):
     def _on_completed(self, record: Completed, activation: Activation) -> None:
         completion, now_us = record.completion, record.at_us
         slot, error = self.slots[activation.slot], completion.error
+        self._coalescing, self._delivering = True, None
         self._end(slot, activation, now_us, failed=error is not None and (completion.trips or None))
         if self.changes is not None:
             status = "completed" if error is None else "failed"
@@ -348,14 +359,19 @@ class ShardCore(CancelDesk):
             for kind, detail in completion.notes:
                 self.events.note(now_us, kind, agent=activation.agent, correlation_id=activation.correlation_id,
                                  activation_id=activation.id, detail=detail)  # fmt: skip
-            if error is None or not self._buried(slot, activation, record, now_us):
+            if error is None and completion.split is not None:
+                self._extend(slot, activation, completion, now_us)
+            elif error is None or not self._buried(slot, activation, record, now_us):
                 for posting in completion.outputs:
                     self._publish_output(slot, posting, now_us)
                 if error is not None and not completion.outputs:
                     # The worker could not make it, or was certain of another attempt under an older declaration.
                     self._publish_error(slot, activation.id, activation.agent, activation.correlation_id,
-                                        activation.inputs, error.type, error.message, now_us)  # fmt: skip
+                                        activation.inputs, error.type, error.message, now_us,
+                                        activation.gather)  # fmt: skip
+            self._split_ended(slot, activation, completion, now_us)
         self._discharge(slot, activation, now_us)
+        self._coalescing, self._delivering = False, None
 
     def _buried(self, slot: Slot, activation: Activation, record: Completed, now_us: int) -> bool:
         """Make a dead letter of an activation whose last attempt failed; False: its agent has none."""
@@ -382,11 +398,21 @@ class ShardCore(CancelDesk):
                 self._unknown_subscription(forward.match, forward.posting.envelope, now_us)
             else:
                 self._feed(slot, spec, forward.match, item, now_us)
+        elif forward.kind == "gather" and forward.part is not None:
+            if forward.reopened:
+                self._reopen(slot, forward.part, now_us)
+            else:
+                envelope = None if forward.posting is None else forward.posting.envelope
+                self._on_gather(slot, forward.part, forward.match, envelope, forward.fate, now_us)
+        elif forward.kind == "stop" and forward.part is not None:
+            self._on_stop(slot, forward.part, now_us)
         elif forward.kind == "run" and forward.run is not None:
             self._on_run(slot, forward.run, now_us)
         elif forward.kind == "void" and forward.run is not None:
             self._on_void(slot, forward.run, now_us)
         elif forward.kind == "settle":
+            if forward.part is not None:
+                self._on_settled_part(slot, forward.part, forward.reopened, now_us)
             workflow = slot.workflows.get(forward.workflow)
             if workflow is None and forward.delta[0] > 0:  # a redrive for one that has left memory for good
                 workflow = self._counting_record(slot, forward.workflow, now_us)
@@ -440,6 +466,8 @@ class ShardCore(CancelDesk):
                 self._release_delayed(slot, first, second.decode(), now_us)
             elif kind == "due":
                 self._on_due(slot, first, now_us)
+            elif kind == "fan_in":
+                self._fan_in_deadline(slot, first, second.decode(), now_us)
             else:
                 self._gate_deadline(slot, second.decode(), first, now_us)
         if slot.timers:

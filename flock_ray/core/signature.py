@@ -31,7 +31,7 @@ def expected_arguments(subscription: Subscription) -> tuple[Any, ...]:
     """Return the type of each argument that `bind_arguments` gives, as type expressions."""
     counts = counts_of(subscription)
     each = tuple(declared if count == 1 else list[declared] for declared, count in counts.items())  # type: ignore[valid-type]  # built at run time
-    if subscription.kind == "batch":
+    if subscription.kind in ("batch", "fan_in"):
         return (list[functools.reduce(operator.or_, counts)],)  # type: ignore[misc]  # built at run time
     if subscription.kind == "join_batch":
         return (list[tuple[each]],)  # type: ignore[valid-type]  # built at run time

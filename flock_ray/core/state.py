@@ -15,6 +15,8 @@ from flock_ray.core.breakers import Breaker
 from flock_ray.core.budgets import Ledger
 from flock_ray.core.ids import NUM_SLOTS
 from flock_ray.core.rates import RateWindow
+from flock_ray.core.scatter import Gather
+from flock_ray.core.scatter_state import FanIn, Scatter
 from flock_ray.core.schedules import Schedule
 from flock_ray.core.usage import Key, UsageRow
 from flock_ray.core.wire import Attempt, Envelope, Forward, Match, SubscriptionSpec
@@ -49,6 +51,8 @@ class Workflow(msgspec.Struct):
     """(subscription id, flag) of `When` field predicates seen true."""
     usage: list[UsageRow] | None = None
     """Calls to language models by agent and model; None until there is one."""
+    scatters: list[bytes] | None = None
+    """Fan-outs of it whose home is this slot; None until there is one."""
 
     @property
     def settled(self) -> bool:
@@ -135,6 +139,10 @@ class Activation(msgspec.Struct):
     """Dead letters of the same inputs before it."""
     begun: bool = False
     """An attempt of it has ended: a newer input does not take its place any more."""
+    gather: Gather | None = None
+    """What a run of a fan-in is about."""
+    offset: int = 0
+    """Outputs that a fan-out has published in parts, while it goes on."""
     attempt: int = 0
     """Number of the last attempt handed out; 0 before the first. Not journaled: attempts start anew
     after a recovery, fenced by the shard's epoch."""
@@ -185,6 +193,7 @@ class Letter(msgspec.Struct, array_like=True):
     edits: int = 0
     cancelled: bool = False
     """Its workflow was cancelled: it can only be discarded."""
+    gather: Gather | None = None
 
 
 class WaitingArtifact(msgspec.Struct, array_like=True):
@@ -221,8 +230,8 @@ class Slot:
     """Everything one slot owns."""
 
     __slots__ = (
-        "arrivals", "candidates", "delayed", "gates", "held", "inbox", "index", "lanes", "ledger", "letters", "open",
-        "out_seq", "outbox", "schedules", "timers", "usage", "workflows",
+        "arrivals", "candidates", "delayed", "fan_ins", "gates", "held", "inbox", "index", "lanes", "ledger", "letters",
+        "open", "out_seq", "outbox", "parts", "scatters", "schedules", "stopped", "timers", "usage", "workflows",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -257,6 +266,14 @@ class Slot:
         """By name, those that are over included."""
         self.candidates: dict[str, Waiting] = {}
         """By subscription; one that has no candidates is not there."""
+        self.scatters: dict[bytes, Scatter] = {}
+        """Fan-outs whose home this is, by id; those that are over until their workflow leaves memory."""
+        self.fan_ins: dict[bytes, dict[str, FanIn]] = {}
+        """By scatter and subscription, those that are not over."""
+        self.parts: dict[bytes, dict[int, list[int]]] = {}
+        """By scatter and chunk, of chunks that live here: [what is open of it, why it may deliver nothing]."""
+        self.stopped: dict[bytes, None] = {}
+        """Scatters whose chunks nobody wants any more, as long as something is open of them here."""
 
     def gate(self, subscription: str, key: bytes) -> Gate | None:
         """Return a gate; None when it holds nothing."""

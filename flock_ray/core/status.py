@@ -12,6 +12,7 @@ from flock_ray.core.changes import workflow_from
 from flock_ray.core.ids import activation_id
 from flock_ray.core.limit_status import held_back
 from flock_ray.core.rows import WorkflowRow
+from flock_ray.core.scatter_status import fan_in_lines, fan_ins_with
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import MATCH_AGENT, Gate, Slot, Workflow
 from flock_ray.core.wire import Envelope
@@ -64,6 +65,7 @@ def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
                 f"{sub}: its activation condition" for sub, name in slot.held if name == workflow_id
             ]
     waiting = [line for slot in core.slots.values() for line in _gates_of(slot, workflow_id)]
+    waiting += [line for slot in core.slots.values() for line in fan_in_lines(slot, workflow_id)]
     if part is None and waiting:
         part = WorkflowPart(workflow_id)
     if part is not None:
@@ -139,6 +141,7 @@ def artifact_fate(core: ShardCore, artifact_id: bytes) -> ArtifactFate:
             for gate in keys.values():
                 if any(item.envelope.id == artifact_id for item in gate.items()):
                     fate.waiting.append((gate.spec.id, _needs(gate)))
+        fate.waiting += fan_ins_with(slot, artifact_id)
         for (sub, _), held in slot.held.items():
             if any(envelope.id == artifact_id for envelope, _ in held):
                 fate.waiting.append((sub, "waits for its activation condition"))

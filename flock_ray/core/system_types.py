@@ -8,7 +8,15 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from flock_ray.core.registry import flock_type
 
-__all__ = ["DeadLetter", "DeadLetterAction", "FailedAttempt", "LetterInput", "TimerTick", "WorkflowError"]
+__all__ = [
+    "DeadLetter",
+    "DeadLetterAction",
+    "FailedAttempt",
+    "FanInPartial",
+    "LetterInput",
+    "TimerTick",
+    "WorkflowError",
+]
 
 
 @flock_type(name="WorkflowError")
@@ -122,3 +130,10 @@ class DeadLetterAction(BaseModel):
     at: AwareDatetime
     activation_id: str | None = None
     """Of a redrive: the new run, in hexadecimal."""
+
+
+@flock_type(name="FanInPartial")
+class FanInPartial(BaseModel):
+    """What one run of a reduce has merged and another one merges further; its fields are those of the result."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")

@@ -13,6 +13,7 @@ import msgspec
 
 from flock_ray.core.ids import slot_of
 from flock_ray.core.model_calls import ModelCall
+from flock_ray.core.scatter import FanInRule, Gather, Part, Split
 
 PUBLISHED, DUPLICATE, CONFLICT, WRONG_SLOT = 0, 1, 2, 3
 """Outcome of one posting in a `PublishReply`."""
@@ -42,6 +43,8 @@ class Envelope(msgspec.Struct, array_like=True, gc=False, frozen=True):
     priority: int = 0
     via: tuple[str, ...] = ()
     """Agents among its ancestors: what the loop guard counts by."""
+    scatter: tuple[Part, ...] = ()
+    """Its places in fan-outs that are not closed, the innermost one last."""
 
 
 class Match(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -128,6 +131,9 @@ class Task(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Sizes of the groups in `inputs` for a batch of joins; empty otherwise."""
     failures: int = 0
     """Attempts of this activation that failed and counted, before this one."""
+    gather: Gather | None = None
+    offset: int = 0
+    """Outputs that former parts of a fan-out's run have published: it goes on behind them."""
 
 
 class RunBatch(msgspec.Struct, array_like=True):
@@ -188,6 +194,8 @@ class Completion(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Of a failure: it may be tried again; None: it may not."""
     trips: bool = True
     """Of a failure: the agent's circuit breaker counts it."""
+    split: Split | None = None
+    """Of a fan-out: its outputs are chunks; None for all other agents."""
 
 
 class CompleteBatch(msgspec.Struct, array_like=True):
@@ -253,6 +261,7 @@ class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
     failures: int = 0
     history: tuple[Attempt, ...] = ()
     begun: bool = False
+    gather: Gather | None = None
 
 
 class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -264,7 +273,8 @@ class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Counts from 1 per (source, target)."""
     kind: str
     """`match` (feed a gate), `publish` (an output of another slot), `settle` (inputs released), `run` (an
-    activation on its way to the slot that keeps its agent's limits), `void` (what it was is taken back)."""
+    activation on its way to the slot that keeps its agent's limits), `void` (what it was is taken back);
+    `gather` (feed a fan-in, or say what became of a chunk), `stop` (nobody wants a scatter's chunks any more)."""
     posting: Posting | None = None
     match: Match | None = None
     workflow: str = ""
@@ -273,6 +283,11 @@ class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
     run: Run | None = None
     errors: int = 0
     """For `settle`: change of the workflow's count of errors; a dead letter that is redriven is none any more."""
+    part: Part | None = None
+    """`settle`: one thing less is open of this chunk. `gather`, `stop`: the chunk, or any chunk of the scatter."""
+    fate: int = -1
+    """`gather`: why nothing is open of the chunk any more (`scatter.DROPPED` and others); -1: something still is."""
+    reopened: bool = False
 
 
 class ForwardBatch(msgspec.Struct, array_like=True):
@@ -298,7 +313,7 @@ class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
     types: tuple[str, ...]
     """Declared order, repeated for counts."""
     kind: str
-    """single, and, join, batch, join_batch."""
+    """single, and, join, batch, join_batch, fan_in."""
     scope: str = "workflow"
     within_us: int = 0
     within_count: int = 0
@@ -310,6 +325,7 @@ class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
     """msgpack of the When tree (`core.conditions`); empty when the subscription has none."""
     reevaluate_us: int = 0
     """How often artifacts whose `where=` did not hold are offered again; 0: never."""
+    fan_in: FanInRule | None = None
 
 
 class RetrySpec(msgspec.Struct, array_like=True, frozen=True):

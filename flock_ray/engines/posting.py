@@ -7,10 +7,14 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
+from flock_ray.core.fan_in_desk import PARTIAL, partial_key
 from flock_ray.core.ids import output_id
+from flock_ray.core.scatter import Gather, Part, carried, chunk_key, key_of
 from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility, Visibility, decode_visibility, narrow
-from flock_ray.core.wire import Envelope, ErrorInfo, Posting, Task
+from flock_ray.core.wire import Envelope, ErrorInfo, Match, Posting, Task
 from flock_ray.engines.outputs import Output, resolve_visibility
 from flock_ray.errors import ConfigurationError, FlockError
 
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from flock_ray.artifact import Artifact
+    from flock_ray.core.definition import OutputSpec
 
 __all__ = ["ERROR_POSITION", "PostFn", "Poster"]
 
@@ -46,6 +51,7 @@ class PostFn(Protocol):
         activation_id: bytes | None,
         priority: int,
         via: tuple[str, ...],
+        scatter: tuple[Part, ...] = (),
     ) -> Posting:
         """Return the artifact with every decision about it."""
         ...
@@ -115,7 +121,7 @@ class Poster:
                 embed()
         inputs = task.inputs
         created_us = self._now_us()
-        tags, partition_key, parents, via = _inherited(inputs, self._name)
+        tags, partition_key, parents, via, scatter = _inherited(inputs, self._name, task.gather)
         priority = max([e.priority for e in inputs], default=0)
         # Public inputs, the usual case, need no decoding.
         closed = [decode_visibility(e.visibility) for e in inputs if e.visibility is not None]
@@ -137,6 +143,7 @@ class Poster:
                     activation_id=task.id,
                     priority=priority,
                     via=via,
+                    scatter=scatter,
                 )
                 for position, spec, model in outputs
             ]
@@ -145,7 +152,7 @@ class Poster:
     def error(self, task: Task, info: ErrorInfo, history: Sequence[Artifact] = ()) -> Posting:
         """Post the WorkflowError of a run, visible to nobody who could not see all of its inputs and context."""
         created_us = self._now_us()
-        tags, partition_key, parents, via = _inherited(task.inputs, self._name)
+        tags, partition_key, parents, via, scatter = _inherited(task.inputs, self._name, task.gather)
         return self._post(
             self._error(task, info, created_us),
             id=output_id(task.id, ERROR_POSITION),
@@ -159,7 +166,51 @@ class Poster:
             activation_id=task.id,
             priority=0,
             via=via,
+            scatter=scatter,
         )
+
+    def chunks(self, task: Task) -> Callable[[OutputSpec, BaseModel, int], Posting]:
+        """Return a function that posts a chunk of a fan-out, given its declaration and its index.
+
+        Chunks live in slots of their own, whatever the partition key of what was split: the fan-in gives it back.
+        """
+        inputs = task.inputs
+        created_us = self._now_us()
+        tags, partition_key, parents, via, outer = _inherited(inputs, self._name)
+        priority = max([e.priority for e in inputs], default=0)
+        closed = [decode_visibility(e.visibility) for e in inputs if e.visibility is not None]
+        own_key = None if outer else partition_key
+
+        def post(spec: OutputSpec, model: BaseModel, index: int) -> Posting:
+            scatter = (*outer, Part(task.id, index, task.slot, self._name, own_key))
+            return self._post(
+                model,
+                id=output_id(task.id, index),
+                correlation_id=task.correlation_id,
+                produced_by=self._name,
+                created_us=created_us,
+                tags=tags,
+                visibility=resolve_visibility(spec, model, closed)
+                if closed or spec.visibility is not None
+                else None,
+                partition_key=key_of(scatter),
+                parents=parents,
+                activation_id=task.id,
+                priority=priority,
+                via=via,
+                scatter=scatter,
+            )
+
+        return post
+
+    @staticmethod
+    def partial(task: Task, gather: Gather, posting: Posting) -> Posting:
+        """Return what a run of a reduce has merged, on its way to the next run: no other agent gets it."""
+        key = chunk_key(gather.home)
+        envelope = msgspec.structs.replace(
+            posting.envelope, type=PARTIAL, version=1, slot=gather.home, partition_key=key, scatter=()
+        )
+        return Posting(envelope, (Match(task.subscription, partial_key(gather)),))
 
     def _error(self, task: Task, info: ErrorInfo, created_us: int) -> WorkflowError:
         return WorkflowError(
@@ -173,20 +224,23 @@ class Poster:
 
 
 def _inherited(
-    inputs: tuple[Envelope, ...], agent: str
-) -> tuple[tuple[str, ...], str | None, tuple[bytes, ...], tuple[str, ...]]:
-    """Return the tags, explicit partition key, parents and ancestors' agents of what a run publishes.
+    inputs: tuple[Envelope, ...], agent: str, gather: Gather | None = None
+) -> tuple[tuple[str, ...], str | None, tuple[bytes, ...], tuple[str, ...], tuple[Part, ...]]:
+    """Return what outputs inherit: tags, explicit partition key, parents, ancestors' agents, places in fan-outs.
 
-    The key is the one that all inputs have, or None when one has none or they differ.
+    The key is the one that all inputs have, or None when one has none or they differ; in a fan-out, that of the chunk.
     """
-    if len(inputs) == 1:
+    if len(inputs) == 1 and gather is None:
         only = inputs[0]
         via = only.via if agent in only.via else _sorted({agent, *only.via})
-        return only.tags and _sorted(only.tags), only.partition_key, (only.id,), via
+        return only.tags and _sorted(only.tags), only.partition_key, (only.id,), via, only.scatter
     tags = _sorted({tag for envelope in inputs for tag in envelope.tags})
-    keys = {envelope.partition_key for envelope in inputs}
+    scatter, key, decided = carried(inputs, gather)
+    if not decided:
+        keys = {envelope.partition_key for envelope in inputs}
+        key = keys.pop() if len(keys) == 1 else None
     via = _sorted({name for envelope in inputs for name in envelope.via} | {agent})
-    return tags, keys.pop() if len(keys) == 1 else None, tuple([e.id for e in inputs]), via
+    return tags, key, tuple([e.id for e in inputs]), via, scatter
 
 
 def _sorted(names: Iterable[str]) -> tuple[str, ...]:

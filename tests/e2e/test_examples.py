@@ -44,6 +44,14 @@ PRINTS = {
     "gates": [r"Bob: .*XRay.*", "Ada: pneumonia", "3 log lines"],
     "hello": [r"Bonjour, Ada!", r"Bonjour, Grace!"],
     "join": [r"shipped: \[1, 3\]"],
+    "map_reduce": [
+        r"\[cutter\] scatter.started: \d\d chunks, to adder",
+        r"\[cutter\] scatter.progress: \d+/\d+ chunks, about .* s left",
+        r"\[adder\] fan_in.fired: \d\d chunks",
+        "all passages counted: True",
+        "most common: the, a, is",
+        "no word lost: True",
+    ],
     "own_pool": [r"9592 primes below 100000, counted by [12] process\(es\)"],
     "retry": ["label: Main Street 1, at attempt 3", "failed: no such address"],
     "schedule": [

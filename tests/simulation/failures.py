@@ -12,13 +12,14 @@ from flock_ray.core.records import Admitted, Completed, LetterDiscarded, LetterR
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Activation, Lane, Slot
 from flock_ray.core.wire import LimitSpec, RetrySpec, Run
+from tests.simulation.fanned import FanAudit
 
 
-class FailureAudit(ShardCore):
+class FailureAudit(FanAudit):
     """The half of `AuditCore` that keeps account of failures and limits while it is replayed."""
 
     def __init__(self, owned: Iterable[int]) -> None:
-        super().__init__(list(owned))
+        super().__init__(owned)
         self.withdrawn: Counter[bytes] = Counter()
         """Activations that ended without a result: cancelled, or replaced by another one."""
         self.closed: Counter[bytes] = Counter()

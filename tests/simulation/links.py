@@ -107,7 +107,8 @@ def check_completed(world: World, shard: int, blob: bytes, answer: bytes) -> Non
     for completion in wire.decode_complete(blob).completions:
         if completion.error is not None and completion.error.type == wire.NOT_RUN:
             continue
-        if completion.retry is not None and world.is_open(shard, completion):
+        unfinished = completion.split is not None and completion.split.more
+        if (completion.retry is not None or unfinished) and world.is_open(shard, completion):
             continue
         if completion.id in world.disks[shard].ended or _is_match(completion):
             continue

@@ -32,6 +32,7 @@ from tests.simulation.checks import (
     check_visibility,
 )
 from tests.simulation.disk import SimDisk
+from tests.simulation.fanned import check_fans, has_fans
 from tests.simulation.limited import operate
 from tests.simulation.simulator import SimBoard, SimFlock, persist, run_seeded
 from tests.simulation.store import SimStore
@@ -81,6 +82,9 @@ async def live(world: World, story: Story) -> None:
     others = deploy_late(world, story), look_inside(world, story), lose_payloads(world, story)
     await asyncio.gather(*jobs, trouble, operators, *others)
     await settle(world, story)
+    if has_fans(world):  # somebody looks after the dead letters: fan-ins wait for that
+        await persist(lambda: story.flock.dead_letters.redrive_all(by="sim"))
+        await settle(world, story)
     if rng.random() < 0.5:
         await restart_and_repeat(world, story)
         await settle(world, story)
@@ -197,6 +201,7 @@ async def check_all(world: World, story: Story) -> None:
     audit.check_singles()
     audit.check_gates()
     audit.check_letters()
+    check_fans(audit)
     agents = [definition.name for definition in flock._definitions()]
     check_visibility(audit, world.disks.values(), agents)
 

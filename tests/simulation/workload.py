@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from flock_ray import BatchSpec, JoinSpec, When, flock_type
 from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility
+from tests.simulation.fanned import Bundle, declare_fanned, has_fans
 from tests.simulation.limited import Chore, declare_limited
 from tests.simulation.simulator import SimFlock, persist
 from tests.simulation.world import MANY, World
@@ -124,6 +125,8 @@ def declare(flock: SimFlock, world: World) -> None:
     add("errors").consumes(WorkflowError).publishes(Done).runs(lambda error: work())
     add("loop").consumes(Seed).publishes(Seed).prevent_self_trigger(False).runs(loop)
     declare_limited(flock, world)
+    if has_fans(world):
+        declare_fanned(flock, world)
 
 
 def declare_late(flock: SimFlock) -> None:
@@ -169,7 +172,7 @@ async def publish_some(world: World, story: Story, publisher: int, count: int) -
     for number in range(count):
         await asyncio.sleep(rng.random() * 0.3)
         options: dict[str, Any] = {}
-        kind = rng.choice(KINDS)
+        kind = rng.choice((*KINDS, Bundle, Bundle, Bundle) if has_fans(world) else KINDS)
         if (name := rng.randrange(10)) < 8:
             options["correlation_id"] = f"pings-{name // 2}" if kind is Ping else f"workflow-{name}"
         if name < 2 and kind is not Ping:

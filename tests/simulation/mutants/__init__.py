@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from tests.simulation.mutants import dispatching, failing, journaling, promises, recovering, silence, storing
+from tests.simulation.mutants import (
+    dispatching,
+    failing,
+    fanning,
+    journaling,
+    promises,
+    recovering,
+    silence,
+    storing,
+)
 
 Mutant = Callable[[], AbstractContextManager[object]]
 
 MUTANTS: dict[str, Mutant] = {
     mutant.__name__: mutant
-    for module in (storing, journaling, promises, dispatching, recovering, silence, failing)
+    for module in (storing, journaling, promises, dispatching, recovering, silence, failing, fanning)
     for mutant in module.ALL
 }
 
@@ -62,5 +71,13 @@ FIRST: dict[str, int] = {
     "let_one_too_many_start": 1,
     "let_one_too_many_try": 1,
     "forget_pauses": 23,
+    "forget_a_chunk_after_a_restart": 2,
+    "count_a_chunk_twice": 2,
+    "forget_open_chunks_after_a_restart": 2,
+    "hurry": 2,
+    "begin_a_split_anew": 2,
+    "forget_redriven_chunks": 17,
+    "merge_in_order_of_arrival": 2,
+    "leave_fan_outs_open": 2,
 }
 """The seed that found a mutant last time and fast, tried before all others."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from flock_ray.core.definition import AgentDefinition, OutputGroup, OutputSpec, Subscription
 from flock_ray.core.ids import slot_of
 from flock_ray.core.registry import TypeRegistry, to_json
+from flock_ray.core.scatter import Part
 from flock_ray.core.visibility import Visibility, encode_visibility
 from flock_ray.core.wire import Completion, Envelope, Posting, Task
 from flock_ray.engines.runner import AgentRunner
@@ -39,6 +40,7 @@ class Host:
         activation_id: bytes | None,
         priority: int,
         via: tuple[str, ...],
+        scatter: tuple[Part, ...] = (),
     ) -> Posting:
         if self.refused is not None and isinstance(model, self.refused):
             raise RuntimeError("the edge refused it")
@@ -60,6 +62,7 @@ class Host:
                 activation_id,
                 priority,
                 via,
+                scatter,
             )
         )
 
