@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from flock_ray.core.ids import activation_id
 from flock_ray.core.scatter import REASONS, SPREAD, Gather, Part, shown
-from flock_ray.core.scatter_desk import ScatterDesk, gather_id
+from flock_ray.core.scatter_desk import ScatterDesk
 from flock_ray.core.scatter_state import FanIn, Place, Scatter
 from flock_ray.core.state import Activation, Slot, Workflow
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
@@ -263,7 +263,7 @@ class FanInDesk(ScatterDesk):
         workflow = self._counting_record(slot, scatter.workflow, now_us)
         priority = gate.spec.priority + max((e.priority for e in inputs), default=0)
         activation = Activation(
-            gather_id(gate, gather), gate.spec.agent, gate.spec.id, slot.index, scatter.workflow, inputs, now_us,
+            run_id(gate, gather, inputs), gate.spec.agent, gate.spec.id, slot.index, scatter.workflow, inputs, now_us,
             priority, gather=gather,
         )  # fmt: skip
         scatter.runs += 1
@@ -370,6 +370,12 @@ RUN_FAILED = 2**62
 
 MERGED = 1 << 30
 """In `FanIn.resolved`: the node is merged, or is being merged."""
+
+
+def run_id(gate: FanIn, gather: Gather, inputs: tuple[Envelope, ...]) -> bytes:
+    """Name a run of a fan-in: by what it merges, or by the fan-out that made nothing."""
+    named = (gather.scatter,) if gather.empty else tuple(envelope.id for envelope in inputs)
+    return activation_id(gate.spec.agent, gate.spec.id, named, 0)
 
 
 def partial_key(gather: Gather) -> bytes:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import msgspec
 
 from flock_ray.core.counting import CountingDesk
-from flock_ray.core.ids import activation_id
 from flock_ray.core.records import Streamed
-from flock_ray.core.scatter import BURIED, FAILED, Gather, Part, carried, slot_of_part
-from flock_ray.core.scatter_state import FanIn, Scatter
+from flock_ray.core.scatter import BURIED, FAILED, Part, carried, slot_of_part
+from flock_ray.core.scatter_state import Scatter
 from flock_ray.core.state import Activation, Slot, Workflow
 from flock_ray.core.wire import Completion, Envelope, Forward, Posting, SubscriptionSpec
 
@@ -276,8 +275,3 @@ class ScatterDesk(CountingDesk):
 
     def _publish_output(self, slot: Slot, posting: Posting, now_us: int, *, unmatched: bool = False) -> None:
         raise NotImplementedError  # ActivationDesk's
-
-
-def gather_id(gate: FanIn, gather: Gather) -> bytes:
-    """Name a run of a fan-in: of one scatter there is one per place in the tree."""
-    return activation_id(gate.spec.agent, gate.spec.id, (gather.scatter,), (gather.level << 32) + gather.node)

@@ -48,6 +48,8 @@ class Verifier:
         self._artifacts: dict[bytes, tuple[int, int, bytes | None]] = {}
         """Id: (slot, feed position, activation that made it)."""
         self._parents: list[tuple[bytes, tuple[bytes, ...]]] = []
+        self._chunks: dict[bytes, int] = {}
+        """Chunks of fan-outs, with their index."""
         self._ended: dict[bytes, ActivationRow] = {}
         self._redriven: set[bytes] = set()
         """Ids that redrives of the dead letters taken have, or would have."""
@@ -84,6 +86,8 @@ class Verifier:
                 )
             if envelope.type == "DeadLetter":
                 self._redriven.update(_redrives_of(envelope))
+            if envelope.scatter and envelope.scatter[-1].scatter == envelope.activation_id:
+                self._chunks[envelope.id] = envelope.scatter[-1].index
             if envelope.parents:
                 self._parents.append((envelope.id, envelope.parents))
             counts = self._counts.setdefault((envelope.slot, envelope.correlation_id), Counter())
@@ -125,6 +129,10 @@ class Verifier:
                 continue  # an error that a shard or a worker made for the activation
             if row is None:
                 self._violated("G2", key, f"it was made by activation {made_by.hex()}, which never ended")
+            elif key in self._chunks:
+                # A fan-out commits in parts, and only the last one is in the row of its run.
+                if key != output_id(made_by, self._chunks[key]):
+                    self._violated("G2", key, f"it does not have the id of chunk {self._chunks[key]}")
             elif key not in row.outputs:
                 self._violated(
                     "G2", key, f"it is not among the outputs that activation {made_by.hex()} committed"
@@ -133,15 +141,25 @@ class Verifier:
             for position, key in enumerate(row.outputs):
                 if key not in self._artifacts:
                     self._violated("G2", row.id, f"its output {key.hex()} is not on the board")
-                elif key not in (output_id(row.id, position), output_id(row.id, ERROR_POSITION)):
+                elif key not in self._chunks and key not in (
+                    output_id(row.id, position),
+                    output_id(row.id, ERROR_POSITION),
+                ):
                     self._violated(
                         "G2", row.id, f"output {key.hex()} does not have the id of position {position}"
                     )
 
     def _check_inputs(self) -> None:
         used: dict[tuple[str, bytes], bytes] = {}
+        fan_outs: dict[tuple[bytes, ...], list[bytes]] = {}
         for row in self._ended.values():
-            again = row.id in self._redriven
+            fan_outs.setdefault(row.inputs, []).append(row.id)
+        for row in self._ended.values():
+            again = row.id in self._redriven or any(
+                # A fan-in of a fan-out that made nothing has the inputs of that one.
+                row.id == activation_id(row.agent, row.subscription, (other,), 0)
+                for other in fan_outs[row.inputs]
+            )
             if not again and not any(
                 row.id == activation_id(row.agent, row.subscription, row.inputs, r) for r in range(MAX_ROUNDS)
             ):

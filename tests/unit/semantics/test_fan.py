@@ -18,6 +18,7 @@ from flock_ray import (
 )
 from flock_ray.engines.fan import runners
 from flock_ray.testing import MemoryPersistence, VirtualFlock, run_virtual
+from flock_ray.verifying import verify_board
 from tests.unit.semantics.fan_models import (
     All,
     Chunk,
@@ -302,6 +303,28 @@ def test_a_large_split_comes_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
             declare(flock)
             assert await run(flock, 100) == [Total(indexes=list(range(100)), total=sum(range(100)))]
             assert len(await flock.store.get_by_type(Chunk)) == 100
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("count", [0, 5, 23])
+def test_a_kept_board_with_fan_outs_is_verified(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "MAX_PART_CHUNKS", 7)
+    persistence = MemoryPersistence()
+
+    def add(parts: list[Done] | list[Total]) -> Total:
+        return Total(total=sum(part.total for part in parts))
+
+    async def main() -> None:
+        async with VirtualFlock(shards=3, persistence=persistence, namespace="default") as flock:
+            declare(flock)
+            flock.agent("tree").fan_in(
+                Done, into=Total, strategy=FanInStrategy.REDUCE, merge_fn=add, combine=add, width=3
+            )
+            await run(flock, count)
+        verdict = await verify_board(persistence, "default")
+        assert verdict.violations == []
+        assert verdict.artifacts > 2 * count
 
     run_virtual(main())
 
