@@ -95,7 +95,7 @@ async def open_board(plan: BoardPlan) -> RayBoard:
         node = ray.get_runtime_context().get_node_id()
         here = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
     # First: nothing else takes so long to start.
-    start_early(plan.namespace, plan.models, plan.default_model)
+    start_early(plan.namespace, plan.models, plan.default_model or plan.embeds_with)
     shards: list[ActorLink] = []
     restarts = -1 if plan.durable else 0
     for index in range(plan.num_shards):

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 
+from flock_ray.actors.gateway_books import CallBook
 from flock_ray.actors.model_messages import (
     Ask,
     Told,
@@ -19,8 +21,12 @@ from flock_ray.actors.model_messages import (
     encode,
     failure_of,
 )
-from flock_ray.errors import FlockError, RateLimitError
+from flock_ray.actors.spending import decode_attempts
+from flock_ray.core.model_calls import ModelCall
+from flock_ray.engines.records import answered_call, failed_call
+from flock_ray.errors import BudgetExceededError, FlockError, RateLimitError
 from flock_ray.gateway.gateway import Gateway
+from flock_ray.model import ModelRequest
 
 __all__ = ["GatewayHost"]
 
@@ -90,13 +96,23 @@ class _Session:
 class GatewayHost:
     """Runs the calls of many clients through one gateway."""
 
-    def __init__(self, make: Callable[[], Gateway], *, monotonic: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Gateway],
+        *,
+        monotonic: Callable[[], float],
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
         """Create a host.
 
         Args:
             make: Makes the gateway at the first call; what it raises is the answer to every call.
             monotonic: A clock in seconds that never goes back.
+            now_us: Wall clock, in microseconds since the Unix epoch.
         """
+        self._now_us = now_us
+        self.book = CallBook()
+        """What was asked, for `flock.usage()` of attempts without a result."""
         self._make = make
         self._gateway: Gateway | None = None
         self._broken: FlockError | None = None
@@ -196,6 +212,10 @@ class GatewayHost:
                 self._broken = error
         return self._gateway
 
+    async def calls_of(self, blob: bytes) -> bytes:
+        """Take `LostAttempt`s, end what still runs for them, and answer with the `CallsOf` that they have asked."""
+        return encode(await self.book.of(decode_attempts(blob)))
+
     async def _run(self, session: _Session, ask: Ask) -> None:
         self.open_calls += 1
         try:
@@ -209,20 +229,46 @@ class GatewayHost:
 
     async def _answered(self, session: _Session, ask: Ask) -> Told:
         try:
+            request = decode_request(ask.request)
+        except ValueError as error:  # of another version
+            return Told(ask.id, failure=failure_of(error))
+        task, started_us = asyncio.current_task(), self._now_us()
+        caller, call = request.caller, None
+        assert task is not None
+        self.book.begin(caller, task)
+        try:
+            told, call = await self._asked(session, ask, request, started_us)
+            return told
+        except asyncio.CancelledError as error:
+            call = failed_call(request, error, started_us, self._now_us())
+            raise
+        finally:
+            self.book.end(caller, task)
+            if call is not None:
+                self.book.note(caller, call)
+
+    async def _asked(
+        self, session: _Session, ask: Ask, request: ModelRequest, started_us: int
+    ) -> tuple[Told, ModelCall | None]:
+        """Ask, and return what to tell and what to remember; None: nothing was asked."""
+        try:
             gateway = self._ready()
             if gateway is None:
                 raise self._broken or RuntimeError("no gateway")
             if self.open_calls > MAX_OPEN:
                 raise RateLimitError(f"The model gateway has {MAX_OPEN} open calls. Wait.", retry_after_s=1.0)
             on_text = (lambda text: session.piece(ask.id, text)) if ask.streams else None
-            reply = await gateway.complete_one(decode_request(ask.request), on_text, ask.hurried)
-            return Told(ask.id, reply=encode(reply))
+            reply = await gateway.complete_one(request, on_text, ask.hurried)
+            return Told(ask.id, reply=encode(reply)), answered_call(request, reply, started_us)
         except FlockError as error:
-            return Told(ask.id, failure=failure_of(error))
+            tried = not isinstance(error, BudgetExceededError) or getattr(error, "tries", False)
+            call = failed_call(request, error, started_us, self._now_us()) if tried else None
+            return Told(ask.id, failure=failure_of(error)), call
         except Exception as error:
             # Never the error's text: it may hold a prompt.
             logger.error("a model call failed in the gateway with a %s", type(error).__name__)
-            return Told(ask.id, failure=failure_of(error))
+            call = failed_call(request, error, started_us, self._now_us())
+            return Told(ask.id, failure=failure_of(error)), call
 
 
 async def _wait(event: asyncio.Event, wait_s: float) -> None:

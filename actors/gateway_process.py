@@ -16,23 +16,28 @@ from typing import Any
 import ray
 
 from flock_ray.actors.clock import SystemClock
+from flock_ray.actors.embeddings import GatewayEmbeddings
 from flock_ray.actors.gateway import GatewayHost
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
 from flock_ray.actors.model_link import ModelLink
+from flock_ray.actors.spending import CallsOf, encode
 from flock_ray.core.breakers import State
 from flock_ray.core.gateway_scaling import home_of
+from flock_ray.core.ids import shard_of, slot_of
 from flock_ray.engines.records import RecordingModel
 from flock_ray.gateway.budgets import LedgerLink
 from flock_ray.gateway.gateway import Gateway
 from flock_ray.gateway.settings import GatewayPlan
 from flock_ray.ports import PeerGoneError
 
-__all__ = ["model_link", "recorded", "start_early"]
+__all__ = ["embeddings_link", "model_link", "recorded", "start_early"]
 
 START_TIMEOUT_S = 60.0
 GONE_AFTER_S = 20.0
 """A gateway that finds no router for so long ends itself: its board is gone."""
 SWEEP_S = 5.0
+TELL_S = 1.0
+"""How often shards are told of calls that were made for no run."""
 REST_S = 120.0
 """A gateway other than the first ends after so long without a call."""
 MAX_PENDING = 20_000
@@ -58,6 +63,7 @@ class RayGateway(GatewayHost):
         self._index = index
         self._router = peers.router()
         self._peers = peers
+        self._num_shards: int | None = None
         self._saying: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         # Who started it may die before the next call: then nobody else knows of this process.
@@ -70,7 +76,10 @@ class RayGateway(GatewayHost):
         self._orphaned.cancel()
         if not self._tasks:
             _allow_connections()
-            self._tasks = [asyncio.ensure_future(task) for task in (self._stay(), self._keep(), self._warm())]
+            self._tasks = [
+                asyncio.ensure_future(task)
+                for task in (self._stay(), self._keep(), self._warm(), self._account())
+            ]
         return os.getpid()
 
     async def _warm(self) -> None:
@@ -92,6 +101,27 @@ class RayGateway(GatewayHost):
         task = asyncio.ensure_future(send())
         self._saying.add(task)
         task.add_done_callback(self._saying.discard)
+
+    async def _tell_spent(self) -> None:
+        """Tell the shards of calls that were made for no run; what is not taken is not counted."""
+        unowned = self.book.take_unowned()
+        if not unowned:
+            return
+        with contextlib.suppress(PeerGoneError):
+            if self._num_shards is None:
+                self._num_shards = await self._router.num_shards()
+            for agent, workflow, calls in unowned:
+                slot = slot_of(workflow)
+                shard = self._peers.shard(shard_of(slot, self._num_shards))
+                await shard.spent(encode([CallsOf(slot, agent, workflow, calls)]))
+
+    async def _account(self) -> None:
+        while True:
+            await asyncio.sleep(TELL_S)
+            try:
+                await self._tell_spent()
+            except Exception as error:
+                logger.warning("what was spent for no run can't be told: %s", type(error).__name__)
 
     async def _keep(self) -> None:
         while True:
@@ -162,6 +192,13 @@ def model_link(client: str, namespace: str, plan: GatewayPlan) -> ModelLink:
 def recorded(model: ModelLink, plan: GatewayPlan) -> RecordingModel:
     """Return the model with its calls recorded as the plan says."""
     return RecordingModel(model, now_us=SystemClock().now_us, capture=plan.capture, redact=plan.redact)
+
+
+def embeddings_link(client: str, namespace: str, plan: GatewayPlan) -> GatewayEmbeddings:
+    """Return the way of an edge's embedders to the gateways of its board."""
+    return GatewayEmbeddings(
+        lambda: model_link(f"{client}:embeddings", namespace, plan), lambda link: recorded(link, plan)
+    )
 
 
 def start_early(namespace: str, plan: GatewayPlan, model: str | None) -> None:

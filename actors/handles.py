@@ -132,3 +132,7 @@ class RayPeers:
     def router(self) -> Any:
         """Return the router."""
         return self._link("router", 0)
+
+    def gateway(self, index: int) -> Any:
+        """Return a model gateway; it may not be there."""
+        return self._link("gateway", index)

@@ -50,6 +50,13 @@ class ShardLookups:
                 workflows |= self._charged(subject.completions)
             elif kind == "cancel":
                 workflows.add(subject)
+            elif kind == "spent":
+                slots = self.core.slots
+                workflows |= {
+                    of.workflow
+                    for of in subject
+                    if of.workflow and of.slot in slots and of.workflow not in slots[of.slot].workflows
+                }
             elif kind == "letters":
                 postings += postings_of(subject)
                 workflows |= workflows_of(self.core, subject)

@@ -17,7 +17,7 @@ import ray
 
 from flock_ray.actors.clock import SystemClock
 from flock_ray.actors.executor import Executor
-from flock_ray.actors.gateway_process import model_link, recorded
+from flock_ray.actors.gateway_process import embeddings_link, model_link, recorded
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.payloads import RayPayloads
@@ -28,6 +28,7 @@ from flock_ray.actors.worker import Worker
 from flock_ray.core.ids import owned_slots
 from flock_ray.deployment import CloudpickleCodec
 from flock_ray.edge import DEFAULT_INLINE_PAYLOAD_BYTES
+from flock_ray.embeddings import set_default
 from flock_ray.errors import PoolSaturatedError
 from flock_ray.gateway.settings import GatewayPlan
 from flock_ray.mcp.hub import McpHub
@@ -67,6 +68,8 @@ class BoardPlan:
     """Larger payloads are held in object stores."""
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Of this start of the board: what its shards are told from those of another start by."""
+    embeds_with: str | None = None
+    """A model that publishers need before anything else; its gateway starts with the board."""
 
     @property
     def durable(self) -> bool:
@@ -93,6 +96,8 @@ class RayShard(Shard):
             clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
             payloads=RayPayloads(plan.namespace), run_id=plan.run_id,
         )  # fmt: skip
+        peers = RayPeers(plan.namespace)
+        self.gateways = lambda: [peers.gateway(number) for number in range(plan.models.num_gateways)]
         gc.set_threshold(*SHARD_GC_THRESHOLDS)
         gc.freeze()  # what start-up made stays: no collection looks at it again
         self.start()
@@ -217,6 +222,7 @@ class RayWorker(Worker):
         self._models = model_link(worker, plan.namespace, plan.models)
         self.services.model = recorded(self._models, plan.models)
         self.services.default_model = plan.default_model
+        set_default(embeddings_link(worker, plan.namespace, plan.models))
         self._attached: asyncio.Task[None] | None = None
         # Who started it may die before the next call: then nobody else knows of this process.
         self._orphaned = threading.Timer(START_TIMEOUT_S, os._exit, (0,))

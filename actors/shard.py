@@ -26,6 +26,7 @@ from flock_ray.actors.pausing import ShardPausing
 from flock_ray.actors.readers import ShardReaders
 from flock_ray.actors.retention import ShardRetention
 from flock_ray.actors.schedules import ShardSchedules
+from flock_ray.actors.spending import ShardSpending
 from flock_ray.actors.texts import ShardTexts
 from flock_ray.core import wire
 from flock_ray.core.letter_index import decode_orders
@@ -52,7 +53,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 
 class Shard(
     ShardClaims, ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing,
-    ShardSchedules, ShardLimits, ShardLookups, ShardFencing, ShardFans,
+    ShardSchedules, ShardLimits, ShardLookups, ShardFencing, ShardFans, ShardSpending,
 ):  # fmt: skip
     """One shard of a board."""
 
@@ -385,6 +386,8 @@ class Shard(
             self._tidy_payloads()
         if core.cancels:
             self._send_cancels()
+        if core.lost_attempts:
+            self._ask_what_was_spent()
         self._dispatch(now_us)
         if core.remote_forwards:
             self._send_forwards()
@@ -428,6 +431,8 @@ class Shard(
             return self._apply_ledger(kind, subject, now_us)
         if kind == "pause":
             return self._apply_pause(subject, now_us)
+        if kind == "spent":
+            return self._apply_spent(subject, now_us)
         if kind == "schedule":
             return self._apply_schedule(subject, now_us)
         return self.core.cancel(subject, now_us)

@@ -11,12 +11,13 @@ from pydantic import BaseModel
 
 from flock_ray.core.fan_in_desk import PARTIAL
 from flock_ray.core.ids import slot_of
-from flock_ray.core.matching import Check, MatchTable
+from flock_ray.core.matching import Check, Matched, MatchTable
 from flock_ray.core.registry import TypeRegistry, to_json
 from flock_ray.core.scatter import Part
 from flock_ray.core.similarity import Vectors
 from flock_ray.core.visibility import Visibility, encode_visibility
 from flock_ray.core.wire import Envelope, Posting, Task
+from flock_ray.embeddings import Embeddings, through
 from flock_ray.errors import PayloadTooLargeError, UnknownTypeError
 
 DEFAULT_MAX_PAYLOAD_BYTES = 32 * 1024 * 1024
@@ -27,7 +28,7 @@ DEFAULT_INLINE_PAYLOAD_BYTES = 100_000
 class Edge:
     """Validates, serialises and matches with one version of the subscription table."""
 
-    __slots__ = ("_known", "_registry", "max_payload_bytes", "offload", "table")
+    __slots__ = ("_known", "_registry", "embeddings", "max_payload_bytes", "offload", "table")
 
     def __init__(
         self,
@@ -46,6 +47,8 @@ class Edge:
             offload: Runs what may block, embedding for one, off the event loop.
         """
         self.offload = offload
+        self.embeddings: Embeddings | None = None
+        """Where its embedders send requests; None: where the process says, or nowhere in particular."""
         self.table = table
         self._registry = registry
         self._known: dict[type[BaseModel], tuple[str, int]] = {}
@@ -116,7 +119,7 @@ class Edge:
             via,
             scatter,
         )
-        matched = self.table.match(envelope, model, not_before_us)
+        matched = self._matched(envelope, model, not_before_us)
         return Posting(
             envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us, fresh,
             matched.later,
@@ -144,8 +147,14 @@ class Edge:
         plain = self.table.plain(name, produced_by)
         if plain is not None:
             return Posting(envelope, plain)
-        matched = self.table.match(envelope, model)
+        matched = self._matched(envelope, model)
         return Posting(envelope, matched.matches, matched.signals, matched.refusals, candidates=matched.later)
+
+    def _matched(self, envelope: Envelope, model: BaseModel | None, not_before_us: int = 0) -> Matched:
+        if not self.table.compares:
+            return self.table.match(envelope, model, not_before_us)
+        with through(self.embeddings, envelope.produced_by):
+            return self.table.match(envelope, model, not_before_us)
 
     def _serialise(self, model: BaseModel) -> tuple[str, int, bytes]:
         cls = type(model)
@@ -165,9 +174,10 @@ class Edge:
         if posting.envelope.type == PARTIAL:
             return posting  # it is on its way to the run of a fan-in that waits for it
         if posting.offered:
-            matched = self.table.match_again(posting.envelope, posting.offered)
+            with through(self.embeddings, posting.envelope.produced_by):
+                matched = self.table.match_again(posting.envelope, posting.offered)
         else:
-            matched = self.table.match(posting.envelope, None, posting.not_before_us)
+            matched = self._matched(posting.envelope, None, posting.not_before_us)
         return msgspec.structs.replace(
             posting, matches=matched.matches, signals=matched.signals, refusals=matched.refusals,
             candidates=matched.later,
@@ -184,6 +194,7 @@ class Edge:
         """
         if not self.table.compares:
             return None
+        models = list(models)
         wanted: dict[int, tuple[Vectors, list[str]]] = {}
         for model, produced_by in models:
             name = self._known.get(type(model), (None,))[0] or self._name_of(type(model))
@@ -194,7 +205,10 @@ class Edge:
         batches = [
             (vectors, missing) for vectors, texts in wanted.values() if (missing := vectors.missing(texts))
         ]
-        return (lambda: _embed(batches)) if batches else None
+        if not batches:
+            return None
+        agent = next((produced_by for _, produced_by in models), "")
+        return lambda: self._embed(batches, agent)
 
     async def warmed(self, models: Iterable[tuple[BaseModel, str]]) -> None:
         """Embed, off the event loop, what matching these models will compare.
@@ -221,8 +235,14 @@ class Edge:
         """Evaluate every condition on an artifact, as `MatchTable.explain`; off the event loop if that may block."""
         if not self.table.compares:
             return self.table.explain(envelope)
-        answers: dict[str, list[Check]] = await self.offload(self.table.explain, envelope)
+        with through(self.embeddings):
+            answers: dict[str, list[Check]] = await self.offload(self.table.explain, envelope)
         return answers
+
+    def _embed(self, batches: Sequence[tuple[Vectors, list[str]]], agent: str) -> None:
+        with through(self.embeddings, agent):
+            for vectors, texts in batches:
+                vectors.embed(texts)
 
     def _name_of(self, cls: type[BaseModel]) -> str | None:
         try:
@@ -233,8 +253,3 @@ class Edge:
     def decode(self, envelope: Envelope) -> Any:
         """Return the payload of an artifact as a model of its current version."""
         return self._registry.validate(envelope.type, envelope.version, envelope.payload)
-
-
-def _embed(batches: Sequence[tuple[Vectors, list[str]]]) -> None:
-    for vectors, texts in batches:
-        vectors.embed(texts)

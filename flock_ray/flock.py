@@ -42,7 +42,7 @@ from flock_ray.publishing import Publisher, item_key, new_workflow
 from flock_ray.reading import BoardReading
 from flock_ray.running import BoardRunning
 from flock_ray.scheduling import Scheduling
-from flock_ray.semantic.choose import chosen_embedder, give_embedder
+from flock_ray.semantic.choose import chosen_embedder, give_embedder, model_behind
 from flock_ray.store import BoardStore
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ class Flock(BoardRunning, ProgressReading, Scheduling, ComponentDeclaring, McpDe
     async def _open(self) -> Opened:
         return await open_on_ray(
             self._settings, self._ray, self._registry, persistence=self.persistence, no_output=self.no_output,
-            models=self._gateway_plan,
+            models=self._gateway_plan, embeds_with=model_behind(self.embedder),
         )  # fmt: skip
 
     async def _ready(self) -> Opened:

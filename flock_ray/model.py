@@ -6,6 +6,7 @@ recorded calls, or a fake of a test. Nothing here imports a provider's library.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -13,7 +14,18 @@ import msgspec
 
 from flock_ray.core.budgets import Charge
 
-__all__ = ["Caller", "Embedder", "Model", "ModelReply", "ModelRequest", "Timeouts", "ToolCall", "Usage"]
+__all__ = [
+    "Caller",
+    "Embedder",
+    "Model",
+    "ModelReply",
+    "ModelRequest",
+    "Timeouts",
+    "ToolCall",
+    "Usage",
+    "packed",
+    "unpacked",
+]
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,8 +60,10 @@ class ModelRequest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     model: str
     """As litellm names it, for example `openai/gpt-4.1-mini`."""
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] = []
     """OpenAI's chat form; content may be text or parts (text, image_url, file)."""
+    embed: list[str] = []
+    """Texts of which vectors are wanted: then there are no messages, and the reply has `vectors` in place of a text."""
     tools: list[dict[str, Any]] = []
     """OpenAI's function tools."""
     tool_choice: str | dict[str, Any] | None = None
@@ -109,6 +123,22 @@ class ModelReply(msgspec.Struct, frozen=True, kw_only=True):
     """provider, cache or cassette."""
     request_hash: str = ""
     """Of the canonical request, without caller and timeouts."""
+    vectors: list[bytes] = []
+    """One for each text of `embed`: numbers of 4 bytes, see `unpacked`."""
+
+
+def packed(vector: Sequence[float]) -> bytes:
+    """Return a vector as floating-point numbers of 4 bytes, little-endian.
+
+    Raises:
+        OverflowError: A number is too large for that.
+    """
+    return struct.pack(f"<{len(vector)}f", *vector)
+
+
+def unpacked(data: bytes) -> list[float]:
+    """Return the vector again."""
+    return list(struct.unpack(f"<{len(data) // 4}f", data))
 
 
 class Model(Protocol):

@@ -46,6 +46,7 @@ async def open_on_ray(
     persistence: Persistence | None = None,
     no_output: bool = False,
     models: GatewayPlan | None = None,
+    embeds_with: str | None = None,
 ) -> Opened:
     """Join or start Ray, join or create the board, and say what it keeps unless `no_output`."""
     import asyncio
@@ -55,6 +56,7 @@ async def open_on_ray(
     os.environ.setdefault("RAY_max_direct_call_object_size", str(INLINE_BYTES))
     from flock_ray.actors.bootstrap import cluster_cpus, ensure_ray, open_board, stop_ray
     from flock_ray.actors.clock import SystemClock
+    from flock_ray.actors.gateway_process import embeddings_link
     from flock_ray.actors.limits import ShardSettings
     from flock_ray.actors.payloads import RayPayloads
     from flock_ray.actors.pools import RouterSettings
@@ -88,6 +90,7 @@ async def open_on_ray(
         models=(models or GatewayPlan()).fitted(cpus),
         default_model=settings.model,
         inline_payload_bytes=settings.inline_payload_bytes,
+        embeds_with=embeds_with,
     )
     opened = await open_board(plan)
     board = Board(
@@ -103,8 +106,12 @@ async def open_on_ray(
         inline_payload_bytes=opened.plan.inline_payload_bytes,
     )
     owns = opened.created and not opened.plan.detached
+    embeddings = board.edge.embeddings = embeddings_link(
+        f"driver:{uuid.uuid4().hex}", opened.plan.namespace, opened.plan.models
+    )
 
     async def close(end: bool) -> None:
+        embeddings.close()
         if owns or end:
             await opened.close()
         await asyncio.to_thread(stop_ray)

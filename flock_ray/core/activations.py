@@ -93,6 +93,7 @@ class ActivationDesk(FanInDesk):
         """End an activation that is not wanted any more; whoever runs it is told to stop."""
         if activation.worker is not None:
             self.cancels.append((activation.worker, activation.id))
+            self._attempt_lost(slot, activation)
         self.dispatch.release(activation)
         self._end(slot, activation, now_us, failed=None)
         if self.changes is not None:

@@ -102,6 +102,9 @@ class CountingDesk:
         """True when nothing runs, is ready or travels: only time or a new input can change the board."""
         return not (self.num_open or self.num_outbox or self.num_active)
 
+    def _attempt_lost(self, slot: Slot, activation: Activation) -> None:
+        """Hear that an attempt that was handed out will have no result."""
+
     def _log(self, record: Record) -> None:
         """Append a record of a command that was accepted, before it is applied."""
         if self.changes is not None:

@@ -16,6 +16,7 @@ import msgspec
 
 from flock_ray.core.budgets import Amount, Charge, Limit, Terms
 from flock_ray.core.claims import is_claim
+from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.rows import SHARD, WorkflowRow
 from flock_ray.core.schedules import ScheduleInfo
 from flock_ray.core.wire import Completion, Envelope, Forward, Posting, TableSpec
@@ -320,6 +321,17 @@ class Offered(msgspec.Struct, array_like=True, tag="OF", frozen=True):
     """Candidates that are not on the board any more."""
 
 
+class Spent(msgspec.Struct, array_like=True, tag="SP", frozen=True):
+    """Language models were called, and no result of a run says so."""
+
+    at_us: int
+    slot: int
+    agent: str
+    workflow: str
+    """Empty: for none, or for several."""
+    calls: tuple[ModelCall, ...]
+
+
 Record = (
     Published
     | Completed
@@ -349,6 +361,7 @@ Record = (
     | SchedulePaused
     | ScheduleRemoved
     | Offered
+    | Spent
 )
 
 encode_record = msgspec.msgpack.Encoder().encode

@@ -385,7 +385,7 @@ def _ready(core: ShardCore, epoch: int) -> None:
     outbox = [forward for slot in core.slots.values() for forward in slot.outbox.values()]
     core.local_forwards = [forward for forward in outbox if forward.target in core.slots]
     core.remote_forwards = [forward for forward in outbox if forward.target not in core.slots]
-    core.records, core.cancels, core.quiet = [], [], []
+    core.records, core.cancels, core.quiet, core.lost_attempts = [], [], [], []
     core.large, core.index.released = [], []
     if core.changes is not None:
         core.changes.clear()

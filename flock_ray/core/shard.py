@@ -13,7 +13,6 @@ from heapq import heappop, heappush
 import msgspec
 
 from flock_ray.core import gates
-from flock_ray.core.cancelling import CancelDesk
 from flock_ray.core.changes import workflow_from
 from flock_ray.core.claims import same_payload
 from flock_ray.core.ids import single_prefix
@@ -34,6 +33,7 @@ from flock_ray.core.records import (
 )
 from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.schema import merge_types
+from flock_ray.core.spending import SpendDesk
 from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot
 from flock_ray.core.wire import (
     CONFLICT,
@@ -51,7 +51,7 @@ from flock_ray.core.wire import (
 )
 
 
-class ShardCore(CancelDesk):
+class ShardCore(SpendDesk):
     """State of all slots that one shard owns."""
 
     def __init__(
@@ -162,11 +162,14 @@ class ShardCore(CancelDesk):
             if completion.split.more:
                 return self._stream(activation, completion, now_us)
             completion = self._rest_of(activation, completion)
+        if completion.calls:
+            completion = self._counted_once(completion)
         self._count_first(activation, now_us)
         if completion.retry is not None and self._retry(activation, completion, now_us):
             return True
         if activation.worker is not None and completion.attempt != activation.attempt:
             self.cancels.append((activation.worker, activation.id))
+            self._attempt_lost(self.slots[activation.slot], activation)
         self.dispatch.release(activation, completion.run_us or 1, completion.calls)
         record = Completed(now_us, completion, worker)
         self._log(record)
@@ -262,6 +265,8 @@ class ShardCore(CancelDesk):
         for activation in held:
             by_slot.setdefault(activation.slot, []).append(activation)
         for index, activations in by_slot.items():
+            for activation in activations:
+                self._attempt_lost(self.slots[index], activation)
             record = Lost(now_us, index, tuple(a.id for a in activations if a.id in blamed), worker)
             self._log(record)
             self._on_lost(record)

@@ -18,13 +18,23 @@ import msgspec
 
 from flock_ray.core.model_calls import MAX_CALLS, ModelCall, merged
 from flock_ray.errors import BudgetExceededError
-from flock_ray.model import Model, ModelReply, ModelRequest
+from flock_ray.model import Caller, Model, ModelReply, ModelRequest
 
 if TYPE_CHECKING:
     from flock_ray.core.wire import Completion, Task
     from flock_ray.engines.paying import Paying, Purse
 
-__all__ = ["Capture", "OpenRuns", "RecordingModel", "RunRecords", "collecting", "current_records", "redacted"]
+__all__ = [
+    "Capture",
+    "OpenRuns",
+    "RecordingModel",
+    "RunRecords",
+    "answered_call",
+    "collecting",
+    "current_records",
+    "failed_call",
+    "redacted",
+]
 
 Capture = Literal["none", "full"]
 
@@ -51,11 +61,17 @@ SECRETS = (
 class RunRecords:
     """The calls of one attempt; may be used by several threads. Bounded: see `MAX_CALLS`."""
 
-    __slots__ = ("_calls", "_lock", "_rest", "_text", "purse")
+    __slots__ = ("_calls", "_lock", "_rest", "_text", "caller", "purse")
 
-    def __init__(self, purse: Purse | None = None) -> None:
-        """Start with none; `purse` pays for them, None: nobody in particular."""
+    def __init__(self, purse: Purse | None = None, caller: Caller | None = None) -> None:
+        """Start with none.
+
+        Args:
+            purse: Pays for them; None: nobody in particular.
+            caller: The attempt; None: there is none.
+        """
         self.purse = purse
+        self.caller = caller
         self._calls: list[ModelCall] = []
         self._rest: list[ModelCall] = []
         self._text = 0
@@ -119,7 +135,11 @@ class OpenRuns:
         """Await an attempt and put its calls into what comes of it."""
         key = (task.id, task.attempt)
         paying = self._paying
-        with collecting(RunRecords(None if paying is None else paying.purse(task))) as records:
+        caller = Caller(
+            workflow=task.correlation_id, agent=task.agent, activation=task.id.hex(), attempt=task.attempt
+        )
+        purse = None if paying is None else paying.purse(task)
+        with collecting(RunRecords(purse, caller)) as records:
             self._open[key] = records
             try:
                 completion = _with_calls(await running, records)
@@ -163,6 +183,41 @@ def _kept(found: re.Match[str]) -> str:
     return (found.groupdict().get("keep") or "") + "[redacted]"
 
 
+def answered_call(request: ModelRequest, reply: ModelReply, started_us: int) -> ModelCall:
+    """Return the record of a call that was answered; without its texts."""
+    model = reply.model or request.model
+    first = reply.first_token_s
+    return ModelCall(
+        model=model,
+        asked="" if model == request.model else request.model,
+        source=reply.source,
+        input_tokens=reply.usage.input_tokens,
+        output_tokens=reply.usage.output_tokens,
+        cached_tokens=reply.usage.cached_tokens,
+        cost_usd=reply.usage.cost_usd,
+        latency_us=int(reply.latency_s * 1e6),
+        first_token_us=0 if first is None else int(first * 1e6),
+        finish_reason=reply.finish_reason,
+        request_hash=reply.request_hash,
+        tries=reply.tries,
+        started_us=started_us,
+        tenant=request.caller.tenant,
+    )
+
+
+def failed_call(request: ModelRequest, error: BaseException, started_us: int, now_us: int) -> ModelCall:
+    """Return the record of a call that ended with an error; without its texts."""
+    return ModelCall(
+        model=request.model,
+        latency_us=max(0, now_us - started_us),
+        tries=int(getattr(error, "tries", 1)),
+        request_hash=str(getattr(error, "request_hash", "")),
+        started_us=started_us,
+        error_type=type(error).__name__,
+        tenant=request.caller.tenant,
+    )
+
+
 class RecordingModel:
     """A model that tells the running attempt of every call, answered or failed."""
 
@@ -197,6 +252,14 @@ class RecordingModel:
         """Answer as the model does; raises what it raises."""
         started = self._now_us()
         records = current_records()
+        if records.caller is not None:
+            # The attempt as the shard counts it: by this a gateway is asked about attempts that were lost.
+            attempt = records.caller
+            caller = msgspec.structs.replace(
+                request.caller, activation=attempt.activation, attempt=attempt.attempt,
+                agent=request.caller.agent or attempt.agent, workflow=request.caller.workflow or attempt.workflow,
+            )  # fmt: skip
+            request = msgspec.structs.replace(request, caller=caller)
         if records.purse is not None:
             request = records.purse.paid(request)
         try:
@@ -211,40 +274,19 @@ class RecordingModel:
         return reply
 
     def _answered(self, request: ModelRequest, reply: ModelReply, started_us: int) -> ModelCall:
-        model = reply.model or request.model
-        first = reply.first_token_s
-        return ModelCall(
-            model=model,
-            asked="" if model == request.model else request.model,
-            source=reply.source,
-            input_tokens=reply.usage.input_tokens,
-            output_tokens=reply.usage.output_tokens,
-            cached_tokens=reply.usage.cached_tokens,
-            cost_usd=reply.usage.cost_usd,
-            latency_us=int(reply.latency_s * 1e6),
-            first_token_us=0 if first is None else int(first * 1e6),
-            finish_reason=reply.finish_reason,
-            request_hash=reply.request_hash,
-            tries=reply.tries,
-            started_us=started_us,
-            tenant=request.caller.tenant,
-            prompt=self._prompt(request),
-            answer=redacted(reply.text, self._redact) if self._capture == "full" else "",
-        )
+        call = answered_call(request, reply, started_us)
+        if self._capture != "full":
+            return call
+        answer = redacted(reply.text, self._redact)
+        return msgspec.structs.replace(call, prompt=self._prompt(request), answer=answer)
 
     def _failed(self, request: ModelRequest, error: BaseException, started_us: int) -> ModelCall:
-        return ModelCall(
-            model=request.model,
-            latency_us=max(0, self._now_us() - started_us),
-            tries=int(getattr(error, "tries", 1)),
-            request_hash=str(getattr(error, "request_hash", "")),
-            started_us=started_us,
-            error_type=type(error).__name__,
-            tenant=request.caller.tenant,
-            prompt=self._prompt(request),
+        call = failed_call(request, error, started_us, self._now_us())
+        return (
+            msgspec.structs.replace(call, prompt=self._prompt(request)) if self._capture == "full" else call
         )
 
     def _prompt(self, request: ModelRequest) -> str:
         if self._capture != "full":
             return ""
-        return redacted(msgspec.json.encode(request.messages).decode(), self._redact)
+        return redacted(msgspec.json.encode(request.embed or request.messages).decode(), self._redact)

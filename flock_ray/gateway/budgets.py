@@ -332,7 +332,7 @@ async def within_budget(
         return await ask(request, None if on_text is None else listen)
     except BudgetExceededError as error:
         other = getattr(error, "degrade_to", "")
-        if not other or request.caller.degraded:
+        if not other or request.caller.degraded or request.embed:  # vectors of two models can't be compared
             raise
     if told and on_text is not None:
         on_text("")

@@ -7,6 +7,7 @@ order in which they were recorded, then the last one again.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -54,6 +55,8 @@ class _Recorded(msgspec.Struct, frozen=True, omit_defaults=True):
     first_token_s: float | None = None
     pieces: list[int] = []
     """Lengths of the streamed pieces of `text`."""
+    vectors: list[str] = []
+    """Of the texts of `embed`, in base64: `struct.unpack("<384f", b64decode(vector))` for 384 numbers."""
 
 
 class _File(msgspec.Struct, frozen=True):
@@ -119,6 +122,7 @@ class Cassette:
             first_token_s=recorded.first_token_s,
             source="cassette",
             request_hash=key,
+            vectors=[base64.b64decode(vector) for vector in recorded.vectors],
         )
         return reply, _cut(recorded.text, recorded.pieces)
 
@@ -146,6 +150,7 @@ class Cassette:
             latency_s=round(reply.latency_s, 4),
             first_token_s=None if reply.first_token_s is None else round(reply.first_token_s, 4),
             pieces=sizes,
+            vectors=[base64.b64encode(vector).decode() for vector in reply.vectors],
         )
         answers = [*(before.answers if before is not None else []), recorded]
         self._write(key, _File(FORMAT, key, _readable(asked(request)), answers))

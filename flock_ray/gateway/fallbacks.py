@@ -39,7 +39,7 @@ async def with_fallbacks(
         ModelError: The last model failed, too.
     """
     models = list(dict.fromkeys([request.model, *(request.fallbacks or fallbacks)]))[: MAX_FALLBACKS + 1]
-    if len(models) == 1:
+    if len(models) == 1 or request.embed:  # vectors of two models can't be compared
         return await ask(request, on_text, False)
     started, tries = monotonic(), 0
     told = _Told(on_text) if on_text is not None else None

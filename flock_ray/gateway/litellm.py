@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from flock_ray.errors import ModelAnswerError, ModelError, ModelRefusedError, ModelTimeoutError
 from flock_ray.gateway.failures import error_from, observed
 from flock_ray.gateway.litellm_calls import completed, rehearse
+from flock_ray.gateway.litellm_embeddings import embedding_parameters, vectors_in
 from flock_ray.gateway.litellm_tariffs import LOCAL, LitellmTariffs, table_entry
 from flock_ray.gateway.provider import Answer
 from flock_ray.gateway.settings import ModelSettings, full_name, provider_of
@@ -57,6 +58,7 @@ def litellm_module() -> Any:
             litellm.suppress_debug_info = True
             litellm.turn_off_message_logging = True
             litellm.num_retries = 0
+            litellm.DEFAULT_MAX_RETRIES = 0  # what embedding takes for `max_retries=0`
             litellm.callbacks = []
             litellm.drop_params = True
             for logger in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "httpx"):
@@ -119,6 +121,8 @@ class LitellmProvider(LitellmTariffs):
         streams = on_text is not None or times.first_token_s not in (usual.first_token_s, None)
         streams = streams or times.idle_s not in (usual.idle_s, None)
         try:
+            if request.embed:
+                return await self._embedded(request, settings)
             if streams:
                 return await self._streamed(request, settings, on_text)
             return await self._whole(request, settings)
@@ -126,6 +130,16 @@ class LitellmProvider(LitellmTariffs):
             raise
         except Exception as error:
             raise error_from(error, request.model, max_input=self._max_input(request.model)) from None
+
+    async def _embedded(self, request: ModelRequest, settings: ModelSettings) -> Answer:
+        started = self._monotonic()
+        response = await _module.aembedding(**embedding_parameters(request, settings))
+        reply = ModelReply(
+            vectors=vectors_in(response.data or [], len(request.embed), request.model),
+            usage=self._usage(request, settings, response.usage),
+            latency_s=self._monotonic() - started,
+        )
+        return Answer(reply, *observed(_headers(response)))
 
     async def _whole(self, request: ModelRequest, settings: ModelSettings) -> Answer:
         started = self._monotonic()

@@ -57,7 +57,7 @@ class LitellmTariffs:
 
     async def prompt_tokens(self, request: ModelRequest) -> int | None:
         """Return how many tokens a prompt has at most; None: there is no tokenizer at hand for it."""
-        if provider_of(request.model) not in EXACT or has_files(request):
+        if provider_of(request.model) not in EXACT or has_files(request) or request.embed:
             return None
         await self.warm_up()
         size = size_of(request.messages)

@@ -85,8 +85,10 @@ def quote(
         tariff: What is known of its model.
         prompt_tokens: Length of the prompt as a tokenizer has counted it; None: its bytes are counted.
     """
+    if request.embed:  # a vector is no output, and the model's window is that of one text
+        tariff = tariff._replace(max_input=None, output_nusd=tariff.output_nusd or 0.0)
     sent = _prompt_bound(request, prompt_tokens, tariff.max_input)
-    made = _answer_bound(request, settings, tariff.max_output)
+    made = 0 if request.embed else _answer_bound(request, settings, tariff.max_output)
     if sent is None or made is None:
         return Quote(Amount(0, 0, 1), "size", tariff)
     tokens = sent + made
@@ -168,7 +170,8 @@ def _number(value: object) -> int | None:
 def _prompt_bound(request: ModelRequest, counted: int | None, window: int | None) -> int | None:
     bound = counted
     if bound is None and not has_files(request):
-        bound = size_of((request.messages, request.tools, request.tool_choice, request.response_format))
+        asked = (request.messages, request.tools, request.tool_choice, request.response_format, request.embed)
+        bound = size_of(asked)
     if bound is None:
         return window
     bound += TOKENS_OF_FRAME

@@ -16,10 +16,10 @@ SECRET_KEYS = frozenset(
     {
         "api_key", "apikey", "api-key", "x-api-key", "authorization", "headers", "extra_headers", "password", "token",
         "access_token", "secret", "aws_access_key_id", "aws_secret_access_key", "aws_session_token",
-        "vertex_credentials", "azure_ad_token", "client_secret",
+        "vertex_credentials", "azure_ad_token", "client_secret", "api_base", "base_url",
     }
 )  # fmt: skip
-"""Keys of `extra` that say who asks, and not what: no part of the canonical form."""
+"""Keys of `extra` that say who asks, or where, and not what: no part of the canonical form."""
 
 CHARS_PER_TOKEN = 4
 TOKENS_OF_ANSWER = 256
@@ -29,7 +29,7 @@ TOKENS_OF_FILE = 1000
 
 _FIELDS = (
     "model", "messages", "tools", "tool_choice", "response_format", "temperature", "max_tokens", "stop", "seed",
-    "extra",
+    "extra", "embed",
 )  # fmt: skip
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
@@ -41,7 +41,9 @@ def asked(request: ModelRequest) -> dict[str, Any]:
         value = getattr(request, name)
         if value is None or value == [] or value == {}:
             continue
-        made[name] = _without_secrets(value) if name == "extra" else value
+        if name == "extra" and not (value := _without_secrets(value)):
+            continue
+        made[name] = value
     return made
 
 
@@ -62,6 +64,8 @@ def estimate_tokens(request: ModelRequest, size: int) -> int:
         request: The call.
         size: Length of its canonical form in bytes.
     """
+    if request.embed:
+        return max(1, size // CHARS_PER_TOKEN)
     files = 0
     for message in request.messages:
         content = message.get("content")

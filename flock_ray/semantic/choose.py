@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flock_ray.core.definition import AgentDefinition
     from flock_ray.model import Embedder
 
-__all__ = ["chosen_embedder", "embedder_of", "give_embedder"]
+__all__ = ["chosen_embedder", "embedder_of", "give_embedder", "model_behind"]
 
 LOCAL = "onnx:"
 
@@ -55,6 +55,12 @@ def give_embedder(definition: AgentDefinition, embedder: RememberingEmbedder | N
             'Flock(embedder="onnx:/path/to/model") or set FLOCK_EMBEDDER.'
         )
     definition.embedder = embedder
+
+
+def model_behind(embedder: RememberingEmbedder | None) -> str | None:
+    """Return the model that an embedder asks through the gateway; None: it asks none."""
+    inner = None if embedder is None else embedder.wrapped
+    return getattr(inner, "gateway_model", None)
 
 
 def _named(text: str) -> Embedder:

@@ -1,7 +1,7 @@
 """Embeds behind an HTTP API in OpenAI's form, which most providers and local servers offer.
 
-Deliberately not through litellm, which costs every process 2 s and 120 MB: publishers and workers embed
-themselves. Needs httpx, which comes with the extra `llm`.
+On a board its requests go through the model gateway: limits, budgets, cassettes and `flock.usage()` hold for them.
+Elsewhere it makes them itself, with httpx: litellm would cost the process 2 s and 120 MB. Needs the extra `llm`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
+from flock_ray.embeddings import embeddings_here
 from flock_ray.errors import (
     ConfigurationError,
     ModelError,
@@ -22,6 +23,7 @@ from flock_ray.errors import (
     ModelTimeoutError,
     RateLimitError,
 )
+from flock_ray.model import Caller, ModelRequest, Timeouts, unpacked
 
 __all__ = ["OpenAIEmbedder"]
 
@@ -87,6 +89,7 @@ class OpenAIEmbedder:
                 "or give base_url= of a server with OpenAI's API."
             )
         self._model = rest if provider is not None else model
+        self.gateway_model = model if provider is not None else f"openai/{model}"
         self._provider = provider or _PROVIDERS["openai"]
         self._base_url = base_url
         self._api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
@@ -119,10 +122,30 @@ class OpenAIEmbedder:
             ModelTimeoutError: It did not answer in time; retryable.
             ModelError: It failed, or answered with garbage; retryable.
         """
-        vectors: list[list[float]] = []
-        for start in range(0, len(texts), self._batch_size):
-            vectors += self._request(texts[start : start + self._batch_size])
-        return vectors
+        batches = [texts[at : at + self._batch_size] for at in range(0, len(texts), self._batch_size)]
+        here = embeddings_here()
+        if here.embeddings is not None:
+            replies = here.embeddings.ask([self._asked(batch, here.agent) for batch in batches])
+            return [unpacked(vector) for reply in replies for vector in reply.vectors]
+        return [vector for batch in batches for vector in self._request(batch)]
+
+    def _asked(self, texts: list[str], agent: str) -> ModelRequest:
+        """Return the request for a gateway; what this embedder was given wins over its settings."""
+        extra: dict[str, Any] = {"encoding_format": "float"}
+        if self._dimensions is not None:
+            extra["dimensions"] = self._dimensions
+        if self._base_url is not None:
+            # A server of one's own asks for no key, mostly; litellm does.
+            extra |= {"api_base": self._base_url.rstrip("/"), "api_key": self._key() or "none"}
+        if self._api_key is not None:
+            extra["api_key"] = self._api_key.get_secret_value()
+        return ModelRequest(
+            model=self.gateway_model,
+            embed=texts,
+            extra=extra,
+            timeouts=Timeouts(total_s=self._timeout_s * self._tries),
+            caller=Caller(agent=agent),
+        )
 
     def _request(self, texts: list[str]) -> list[list[float]]:
         body: dict[str, Any] = {"model": self._model, "input": texts, "encoding_format": "float"}

@@ -68,6 +68,11 @@ class RememberingEmbedder:
         """Names the model."""
         return self._embedder.name
 
+    @property
+    def wrapped(self) -> Embedder:
+        """The embedder that it remembers for."""
+        return self._embedder
+
     def __repr__(self) -> str:
         """Show the wrapped embedder."""
         return f"RememberingEmbedder({self._embedder!r})"

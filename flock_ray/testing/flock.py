@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.board import Board
 from flock_ray.core.ids import owned_slots
+from flock_ray.embeddings import set_default
 from flock_ray.engines.records import RecordingModel
 from flock_ray.engines.services import Services
 from flock_ray.errors import BoardClosedError
@@ -18,6 +19,7 @@ from flock_ray.gateway.budgets import LedgerLink
 from flock_ray.gateway.gateway import Gateway
 from flock_ray.mcp.hub import McpHub
 from flock_ray.opening import DEFAULT_BOARD, Opened
+from flock_ray.testing.embeddings import InlineEmbeddings
 from flock_ray.testing.local import FOREVER_S, LocalBoard, inline
 from flock_ray.testing.paying import PayingModel
 from flock_ray.testing.virtual_time import VirtualClock
@@ -134,9 +136,17 @@ class VirtualFlock(Flock):
             inline_payload_bytes=settings.inline_payload_bytes,
         )
         board.edge.offload = inline
+        recording = local.services.model
+        given = self.language_model
+        # A scripted model has no vectors.
+        through_gateway = isinstance(given, Gateway) or (given is None and recording is not None)
+        embeddings = InlineEmbeddings(recording) if through_gateway and recording is not None else None
+        board.edge.embeddings = embeddings
+        set_default(embeddings)
 
         async def close(end: bool) -> None:
             await local.close()
+            set_default(None)
             if self._tool_servers.is_running:
                 await asyncio.to_thread(self._tool_servers.close)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flock_ray import Flock
 from flock_ray.gateway.settings import ModelSettings
 from tests import llm_answers as answers
 from tests.integration.models import Shout, Word
+from tests.integration.waiting import until
 from tests.llm_server import LLMServer
 
 MODEL = "openai/gpt-4.1-mini"
@@ -78,6 +80,42 @@ async def test_a_killed_gateway_is_replaced_and_its_calls_are_answered_once(
     assert row.calls == 5 and row.failed == 0 and row.tries >= 10
 
 
+async def test_calls_of_an_attempt_whose_worker_died_are_in_the_usage(
+    new_flock: Callable[..., Flock], server: LLMServer, tmp_path: Path
+) -> None:
+    # Given a worker that dies in a tool, after its first call was answered and while the second one runs
+    def suicide(here: str) -> str:
+        """Look.
+
+        Args:
+            here: Where to.
+        """
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "nothing"
+
+    server.on(lambda _: True, answers.json_answer({"text": "yes"}, usage=(100, 10, 0)))
+    call = answers.tool_calls(("suicide", {"here": "x"}), usage=(100, 10, 0))
+    server.on(lambda seen: all(message["role"] != "tool" for message in seen.messages), call)
+    flock = asker(new_flock, server)
+    flock.get_agent("oracle").with_tools([suicide])
+
+    artifact = await flock.publish(Word(text="q"))
+    await flock.run_until_idle(timeout=60)
+
+    # Then the calls of both attempts are counted, each once
+    assert len(await flock.store.get_by_type(Shout)) == 1
+
+    async def counted() -> bool:  # the shard asks the gateway beside its work
+        return sum(row.calls for row in await flock.usage()) >= 3
+
+    await until(counted)
+    (row,) = await flock.usage(workflow=artifact)
+    assert (row.calls, row.failed, row.input_tokens, row.tries) == (3, 0, 300, 3)
+    assert server.num_requests == 3
+
+
 async def test_cancelling_a_workflow_cancels_the_http_request(
     new_flock: Callable[..., Flock], server: LLMServer
 ) -> None:
@@ -89,3 +127,9 @@ async def test_cancelling_a_workflow_cancels_the_http_request(
     await flock.cancel(artifact)
 
     await server.until(lambda s: s.num_cancelled == 1, timeout_s=30)
+
+    async def counted() -> bool:
+        return bool(await flock.usage(workflow=artifact))
+
+    await until(counted)
+    assert [(row.calls, row.failed) for row in await flock.usage(workflow=artifact)] == [(1, 1)]
