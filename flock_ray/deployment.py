@@ -101,6 +101,8 @@ def fingerprint(definition: AgentDefinition, spec: wire.TableSpec) -> str:
         digest.update(settings_digest(part))
     if definition.gate is not None:
         digest.update(definition.gate.digest())
+    for starter in definition.starters:
+        digest.update(settings_digest(starter))
     digest.update(repr((definition.description, definition.model)).encode())
     for group in definition.output_groups:
         digest.update(repr((group.description, [output.description for output in group.outputs])).encode())

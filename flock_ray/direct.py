@@ -10,7 +10,7 @@ import msgspec
 
 from flock_ray.board import Board
 from flock_ray.core import wire
-from flock_ray.core.definition import AgentDefinition, Subscription
+from flock_ray.core.definition import DIRECT, AgentDefinition, Subscription
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.errors import (
     AgentCrashedError,
@@ -22,10 +22,6 @@ from flock_ray.errors import (
 from flock_ray.pausing import refuse_if_paused
 from flock_ray.ports import PeerGoneError
 from flock_ray.publishing import Publisher
-
-DIRECT = "__direct__"
-"""`produced_by` of the input of a direct run."""
-
 
 MAX_WORKERS = 10
 """Workers that are asked in turn, when they do not have the agent (any more) by the time the run gets there."""

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from flock_ray.core.specs import BatchSpec, FanOutRange, JoinSpec
     from flock_ray.core.visibility import Visibility
 
+DIRECT = "__direct__"
+"""`produced_by` of the input of a direct run."""
+
 Mode = Literal["both", "events", "direct"]
 Delivery = Literal["all", "exclusive"]
 Scope = Literal["workflow", "board"]
@@ -156,6 +159,8 @@ class AgentDefinition:
     """What its calls to language models may use; those of its flock come first."""
     gate: Any = None
     """`components.orchestrator.gate.ComponentGate`: asked last about what a subscription gets; None: nobody is."""
+    starters: tuple[Any, ...] = ()
+    """Orchestrator components with hooks of the beginning of a run, by priority."""
     schedules: tuple[ScheduleInfo, ...] = ()
     """What runs it by the clock."""
     fan_out: Any = None

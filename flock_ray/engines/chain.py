@@ -30,7 +30,25 @@ class ComponentChain:
         self._agent = definition
         enabled = [utility for utility in definition.utilities if _enabled(utility)]
         self.utilities: list[Any] = sorted(enabled, key=lambda utility: getattr(utility, "priority", 0))
+        self._starters = definition.starters
         self.engines: list[Any] = [engine for engine in definition.engines if _enabled(engine)]
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether anything but engines is called around a run."""
+        return bool(self.utilities or self._starters)
+
+    async def started(self, artifacts: list[Artifact], notes: list[Note]) -> list[Artifact] | None:
+        """Let components of the flock see and change the inputs before all others; None: one refused the run."""
+        if not self._starters:
+            return artifacts
+        from flock_ray.components.orchestrator.starting import started
+
+        artifacts, refused_by = await started(self._starters, self._agent, artifacts)
+        if not refused_by:
+            return artifacts
+        notes.append(("activation.skipped", f"{refused_by}.on_before_agent_schedule returned None"))
+        return None
 
     async def initialize(self, ctx: Context) -> None:
         """Call `on_initialize` of utilities, then of engines."""

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flock_ray.artifact import Artifact
-from flock_ray.core.definition import OutputGroup, Subscription
+from flock_ray.core.definition import DIRECT, OutputGroup, Subscription
 from flock_ray.core.ids import attempt_of
 from flock_ray.core.parking import newer_input
 from flock_ray.core.system_types import TimerTick
@@ -192,7 +192,7 @@ class AgentRunner:
         try:
             if self._history is not None:
                 await self._history.fetch(task, history, notes)
-            if self._function is None or self._chain.utilities:
+            if self._function is None or self._chain.has_hooks:
                 with noting(notes):
                     postings = await self._run_with_hooks(task, history, notes)
                 run_us = self._elapsed_us(started)
@@ -237,7 +237,7 @@ class AgentRunner:
             return True
         calls = self._definition.calls
         after = calls is not None and is_async_callable(calls)
-        return self._function.is_async or after or bool(self._chain.utilities)
+        return self._function.is_async or after or self._chain.has_hooks
 
     def _plan(self, subscription: Subscription) -> _Plan:
         classes = {self._registry.ensure(cls).name: cls for cls in subscription.types}
@@ -354,9 +354,15 @@ class AgentRunner:
         if self._function is None and not self._chain.engines:
             raise self._no_engine()
         chain, ctx = self._chain, self._context(task, history, notes)
+        artifacts = [Artifact.from_envelope(e) for e in task.inputs]
+        if any(envelope.produced_by != DIRECT for envelope in task.inputs):
+            kept = await chain.started(artifacts, notes)
+            if kept is None:
+                return ()
+            artifacts = kept
         try:
             await chain.initialize(ctx)
-            inputs = await chain.consume(ctx, [Artifact.from_envelope(e) for e in task.inputs])
+            inputs = await chain.consume(ctx, artifacts)
             outputs = await self._evaluate(task, ctx, inputs, notes)
             await self._poster.warmed(outputs)
             postings = self._poster.outputs(task, outputs, history)

@@ -45,7 +45,7 @@ def test_a_program_of_flock_runs_on_ray_from_a_cassette(
     with type_registry.isolated(), monkeypatch.context() as patched:
         type_registry._types.clear()
         patched.setattr(asyncio, "run", run_virtual)
-        exec(compile(source, "pizza.py", "exec", dont_inherit=True), {"__name__": "__main__"})  # noqa: S102 - ours
+        exec(compile(source, "pizza.py", "exec", dont_inherit=True), {"__name__": "__main__"})
     recorded = capsys.readouterr().out
 
     # When it is run as its author runs it

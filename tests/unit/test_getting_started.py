@@ -93,7 +93,7 @@ def test_a_program_of_flock_runs_with_another_import_line(
     with type_registry.isolated():
         type_registry._types.clear()
         program = source.replace("from flock import", "from flock_ray import")
-        exec(compile(program, f"{name}.py", "exec", dont_inherit=True), {"__name__": "__main__"})  # noqa: S102 - ours
+        exec(compile(program, f"{name}.py", "exec", dont_inherit=True), {"__name__": "__main__"})
 
     lines = capsys.readouterr().out.splitlines()
     assert lines == expected

@@ -63,6 +63,7 @@ class OrchestratorComponent(BaseModel):
     `on_artifact_published` and `on_before_schedule` are part of matching: they travel with the flock's agents and
     run wherever an artifact is matched, on workers and in other programs, too. There they are like predicates:
     they must not wait, may be asked again about the same artifact, and what they keep in memory is per process.
+    `on_before_agent_schedule` and `on_agent_scheduled` travel with the agents, too, and are called where a run begins.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -99,27 +100,26 @@ class OrchestratorComponent(BaseModel):
     ) -> Any:
         """Upstream's; `add_component` refuses a component that has it."""
 
-    async def on_before_agent_schedule(self, orchestrator: Any, agent: Any, artifacts: list[Artifact]) -> Any:
-        """Upstream's; `add_component` refuses a component that has it."""
+    async def on_before_agent_schedule(
+        self, orchestrator: Any, agent: AgentDefinition, artifacts: list[Artifact]
+    ) -> list[Artifact] | None:
+        """See and change the inputs of a run that begins, where it runs; None: it ends at once, without outputs.
+
+        Its inputs are consumed then, and an event `activation.skipped` says by whom. It is called for every attempt
+        of a run. An error fails the attempt. Runs by `invoke` and `arun` pass by.
+        """
+        return artifacts
 
     async def on_agent_scheduled(
-        self, orchestrator: Any, agent: Any, artifacts: list[Artifact], task: Any
+        self, orchestrator: Any, agent: AgentDefinition, artifacts: list[Artifact], task: Any
     ) -> None:
-        """Upstream's; `add_component` refuses a component that has it."""
+        """See that a run begins, with its inputs and its asyncio task, in the process that runs it."""
 
 
 _IMPOSSIBLE = {
     "on_collect_artifacts": (
         "shards collect the inputs of a run, and no code of yours runs in a shard. "
         "Collect with consumes(A, B), join=, batch= or activation="
-    ),
-    "on_before_agent_schedule": (
-        "a shard starts runs, and no code of yours runs in a shard. "
-        "Change or refuse inputs in on_pre_consume of an AgentComponent"
-    ),
-    "on_agent_scheduled": (
-        "a shard starts runs, and there is no task object of a run in this program. "
-        "Watch flock.events(), or use on_initialize of an AgentComponent"
     ),
 }
 

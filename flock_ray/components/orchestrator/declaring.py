@@ -53,10 +53,13 @@ class ComponentDeclaring:
         """Give agents the components that are part of matching for them."""
         if self._components:
             from flock_ray.components.orchestrator.gate import ComponentGate
+            from flock_ray.components.orchestrator.starting import starting
 
             gate: ComponentGate | None = ComponentGate.of(self._components)
+            starters = starting(self._components)
             for definition in definitions:
                 definition.gate = gate
+                definition.starters = starters
         return definitions
 
     async def _initialize_components(self) -> None:

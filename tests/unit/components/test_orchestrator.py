@@ -338,19 +338,10 @@ class Collects(OrchestratorComponent):
     async def on_collect_artifacts(self, *_: Any) -> Any: ...
 
 
-class Schedules(OrchestratorComponent):
-    async def on_agent_scheduled(self, *_: Any) -> None: ...
-
-
-class Prepares(OrchestratorComponent):
-    async def on_before_agent_schedule(self, *_: Any) -> Any: ...
-
-
 @pytest.mark.parametrize(
     ("component", "instead"),
-    [(Collects(), "join="), (Schedules(), r"flock\.events"), (Prepares(), "on_pre_consume"),
-     (AgentComponent(), "with_utilities"), (Waits, "instances")],
-)  # fmt: skip
+    [(Collects(), "join="), (AgentComponent(), "with_utilities"), (Waits, "instances")],
+)
 def test_what_can_not_be_called_is_refused_with_what_to_use_instead(component: Any, instead: str) -> None:
     flock = declared()
     with pytest.raises(ConfigurationError, match=instead):
@@ -394,3 +385,107 @@ def test_on_artifact_published_is_called_once_for_an_artifact_with_several_taker
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValidationError):
         OrchestratorComponentConfig(defer_for=timedelta(0))
+
+
+class Starts(OrchestratorComponent):
+    """Answers on_before_agent_schedule with what a function says; keeps what it saw of beginning runs."""
+
+    decide: Any
+    log: Any
+
+    async def on_before_agent_schedule(self, orchestrator: Any, agent: Any, artifacts: list[Artifact]) -> Any:
+        await asyncio.sleep(1)
+        self.log.append((f"{self.name} before", agent.name))
+        return self.decide(orchestrator, agent, artifacts)
+
+    async def on_agent_scheduled(
+        self, orchestrator: Any, agent: Any, artifacts: list[Artifact], task: Any
+    ) -> None:
+        assert task is asyncio.current_task()
+        self.log.append((f"{self.name} scheduled", [artifact.payload["text"] for artifact in artifacts]))
+
+
+def test_components_see_and_change_what_a_run_begins_with_by_priority_and_before_utilities() -> None:
+    log: list[Any] = []
+
+    class Utility(AgentComponent):
+        async def on_initialize(self, agent: Any, ctx: Any) -> None:
+            log.append(("utility", agent.name))
+
+    def louder(_: Any, agent: Any, artifacts: list[Artifact]) -> list[Artifact]:
+        return [a.model_copy(update={"payload": {"text": a.payload["text"] + "!"}}) for a in artifacts]
+
+    async def scenario() -> list[Any]:
+        flock = VirtualFlock()
+        flock.agent("first").consumes(Ask).publishes(Answer).with_utilities(Utility()).runs(
+            lambda ask: Answer(text=ask.text)
+        )
+        flock.add_component(Starts(name="b", decide=lambda _, agent, given: given, log=log, priority=2))
+        flock.add_component(Starts(name="a", decide=louder, log=log, priority=1))
+        await flock.publish(Ask(text="hello"))
+        await flock.run_until_idle()
+        found = [answer.text for answer in await flock.store.get_by_type(Answer)]
+        log.append(await flock.invoke("first", Ask(text="direct")))
+        await flock.shutdown()
+        return found
+
+    assert run_virtual(scenario()) == ["hello!"]
+    assert log[:-2] == [
+        ("a before", "first"), ("b before", "first"), ("a scheduled", ["hello!"]), ("b scheduled", ["hello!"]),
+        ("utility", "first"),
+    ]  # fmt: skip
+    # invoke asks nobody
+    assert log[-2] == ("utility", "first")
+
+
+def test_none_ends_the_run_without_outputs_and_says_by_whom() -> None:
+    log: list[Any] = []
+
+    def decide(_: Any, agent: Any, artifacts: list[Artifact]) -> Any:
+        return None if artifacts[0].payload["text"] == "spam" else artifacts
+
+    async def scenario() -> tuple[list[str], list[str], Any]:
+        flock = declared(Starts(name="filter", decide=decide, log=log))
+        spam = await flock.publish(Ask(text="spam"))
+        await flock.publish(Ask(text="ham"))
+        await flock.run_until_idle()
+        answers = [answer.text for answer in await flock.store.get_by_type(Answer)]
+        skipped = [e.detail for e in await events(flock) if e.kind == "activation.skipped"]
+        status = await flock.workflow_status(spam)
+        await flock.shutdown()
+        return answers, skipped, status
+
+    answers, skipped, status = run_virtual(scenario())
+    assert answers == ["ham"]
+    assert skipped == ["filter.on_before_agent_schedule returned None"]
+    assert status.state == "completed"
+    assert [entry for entry in log if entry[0].endswith("scheduled")] == [
+        ("filter scheduled", ["ham"]), ("filter scheduled", ["ham"]),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", ["text", [1]])
+def test_something_else_than_artifacts_fails_the_run_in_one_sentence(answer: Any) -> None:
+    async def scenario() -> list[str]:
+        flock = declared(Starts(name="odd", decide=lambda *_: answer, log=[]))
+        await flock.publish(Ask(text="x"))
+        await flock.run_until_idle()
+        errors = await flock.store.list_by_type("WorkflowError")
+        await flock.shutdown()
+        return [error.payload["error_message"] for error in errors]
+
+    [message] = run_virtual(scenario())
+    assert "return the list of artifacts" in message
+
+
+def test_a_hook_of_a_beginning_run_gets_no_flock() -> None:
+    async def scenario() -> list[str]:
+        flock = declared(Starts(name="curious", decide=lambda flock, *_: flock.store, log=[]))
+        await flock.publish(Ask(text="x"))
+        await flock.run_until_idle()
+        errors = await flock.store.list_by_type("WorkflowError")
+        await flock.shutdown()
+        return [error.payload["error_message"] for error in errors]
+
+    [message] = run_virtual(scenario())
+    assert "there is no flock" in message
