@@ -18,6 +18,8 @@ from flock_ray.testing import VirtualFlock, run_virtual
 
 MODEL = "openai/gpt-4.1-mini"
 """The model whose answers are on the cassettes."""
+EMBEDDER = "openai/text-embedding-3-small"
+"""The one whose vectors are."""
 CASSETTES = Path(__file__).with_name("cassettes")
 
 Play = Callable[[Flock], Awaitable[None]]
@@ -26,10 +28,11 @@ Play = Callable[[Flock], Awaitable[None]]
 def perform(play: Play, cassette: str) -> None:
     """Run `play` on a flock with the model that is configured, or on a cassette in virtual time."""
     if os.environ.get("FLOCK_MODEL"):
-        asyncio.run(on(Flock(), play))
+        embedder = os.environ.get("FLOCK_EMBEDDER", EMBEDDER)
+        asyncio.run(on(Flock(embedder=embedder), play))
     else:
         print("recorded answers; set FLOCK_MODEL for a real model")
-        flock = VirtualFlock(MODEL, cassette=CASSETTES / cassette, cassette_mode="replay")
+        flock = VirtualFlock(MODEL, embedder=EMBEDDER, cassette=CASSETTES / cassette, cassette_mode="replay")
         run_virtual(on(flock, play))
 
 

@@ -96,6 +96,14 @@ def test_the_agency_makes_one_bulletin_of_the_reports_of_each_event(performed: P
     ]  # fmt: skip
 
 
+def test_tickets_find_their_desk_by_meaning_and_get_a_draft(performed: Perform) -> None:
+    lines = performed("triage")
+
+    assert [line.split(":")[0] for line in lines[:4]] == ["billing", "tech", "sales", "front"]
+    assert lines[0].endswith("-> You get the second payment back within three days.")
+    assert any("semantic 'money, invoices, payments and refunds'" in line for line in lines[4:])
+
+
 def test_the_correspondents_of_the_agency_write_at_the_same_time(load: Load) -> None:
     agency = load("news_agency")
     model = ScriptedModel(SCRIPTS["news_agency"], delay_s=2.0)
