@@ -63,7 +63,7 @@ class RayGateway(GatewayHost):
         self._index = index
         self._router = peers.router()
         self._peers = peers
-        self._num_shards: int | None = None
+        self._num_shards = 0  # not asked for yet
         self._saying: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         # Who started it may die before the next call: then nobody else knows of this process.
@@ -108,11 +108,10 @@ class RayGateway(GatewayHost):
         if not unowned:
             return
         with contextlib.suppress(PeerGoneError):
-            if self._num_shards is None:
-                self._num_shards = await self._router.num_shards()
+            num_shards = self._num_shards = self._num_shards or int(await self._router.num_shards())
             for agent, workflow, calls in unowned:
                 slot = slot_of(workflow)
-                shard = self._peers.shard(shard_of(slot, self._num_shards))
+                shard = self._peers.shard(shard_of(slot, num_shards))
                 await shard.spent(encode([CallsOf(slot, agent, workflow, calls)]))
 
     async def _account(self) -> None:

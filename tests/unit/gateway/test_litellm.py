@@ -236,7 +236,7 @@ async def test_more_calls_than_a_hundred_have_a_connection_at_once(server: LLMSe
     calls = gateway(server)
     asked = [asyncio.ensure_future(calls.complete(request(str(number)))) for number in range(150)]
     try:
-        await server.until(lambda seen: seen.open == 150)
+        await server.until(lambda seen: seen.open == 150, timeout_s=60)
     finally:
         for call in asked:
             call.cancel()
