@@ -10,7 +10,8 @@ from flock_ray.core.ids import slot_of
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.records import Record, decode_record, encode_record
 from flock_ray.core.shard import ShardCore
-from flock_ray.core.wire import Grant, GrantBatch, Task
+from flock_ray.core.wire import GrantBatch, Task
+from tests.unit.core.permits import permit
 from tests.unit.core.test_shard import ALL, SINGLE, core_with, done, posting, taken
 
 CALL = ModelCall("m/x", input_tokens=100, output_tokens=10, cost_usd=0.5)
@@ -42,7 +43,7 @@ def of_workflow(core: ShardCore, name: str = "w") -> int:
 
 
 def again(core: ShardCore) -> Task:
-    core.dispatch.grant(GrantBatch(2, 1000.0, [Grant("one", "other", 9, 9)]), 4)
+    core.dispatch.grant(GrantBatch(2, 1000.0, [permit("one", "other", 9, 9)]), 4)
     [task] = taken(core)
     return task
 
@@ -147,5 +148,5 @@ def test_attempts_that_nobody_asks_about_take_no_memory_for_ever(monkeypatch: py
         core.publish(posting(str(number), SINGLE, f"w{number}"), 1)
         taken(core)
         core.cancel(f"w{number}", 2)
-        core.dispatch.grant(GrantBatch(2 + number, 1000.0, [Grant("one", "worker", 9, 9)]), 2)
+        core.dispatch.grant(GrantBatch(2 + number, 1000.0, [permit("one", "worker", 9, 9)]), 2)
     assert len(core.lost_attempts) == len(core._fates) == 20
