@@ -73,7 +73,8 @@ class _Walk:
     """Where the next page begins."""
     next_us: list[int] = field(default_factory=list)
     """Times at which something that stays can go."""
-    took_s: float = 0.0
+    looked_s: float = 0.0
+    """Time that looking took, without what letting go did."""
 
 
 class Retainer:
@@ -173,26 +174,27 @@ class Retainer:
         self._walk = _Walk()  # what fails begins anew
         self._settled.clear()
         self._touched = set()
+        if self._keeper.pending:  # what it has settled was told before, and the store does not have it yet
+            walk.next_us.append(now_us + 1_000_000)
         before_us = now_us - self._age_us
         rows = await self._keeper.store.settled_before(before_us, ROUND, walk.after)
         mine = [row for row in rows if row.slot in self._core.slots]
         due = [row for row in mine if self._due_us(row) <= now_us]
+        walk.looked_s += loop.time() - began
         gone = await self._let_go(due) if due else 0
-        if gone < len(due):  # something came for them: they are not settled, or not for so long
-            walk.next_us.append(now_us + round(RETRY_S[0] * 1e6))
+        if gone < len(due):  # something came for them, or they are in memory until their slot is snapshotted
+            walk.next_us.append(now_us + (1_000_000 if gone else round(RETRY_S[0] * 1e6)))
         if kept := [self._due_us(row) for row in mine if self._due_us(row) > now_us]:
             walk.next_us = [min([*walk.next_us, min(kept) + self._gather_us])]
-        took_s = loop.time() - began
-        walk.took_s += took_s
         if len(rows) == ROUND:
             walk.after = rows[-1].place
             self._walk = walk
-            return took_s  # not more than half of the time, however much there is to do
+            return loop.time() - began  # not more than half of the time, however much there is to do
         newer = await self._keeper.store.settled_before(FAR_US, 1, (before_us - 1, FAR_SLOT, ""))
         walk.next_us += [row.updated_us + self._age_us + self._gather_us for row in newer]
         if not walk.next_us:
             return None
-        return max(1.0, IDLE * walk.took_s, (min(walk.next_us) - self._now_us()) / 1e6)
+        return max(1.0, IDLE * walk.looked_s, (min(walk.next_us) - self._now_us()) / 1e6)
 
     def _due_us(self, row: WorkflowRow) -> int:
         return max(row.updated_us + MIN_AGE_US, self._retention.due_us(row.updated_us, row.counts))
