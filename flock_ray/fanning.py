@@ -207,7 +207,7 @@ def check_fan_out(definition: AgentDefinition) -> None:
             raise ConfigurationError(
                 f"{at} a fan-out cuts one input at a time: consume one type, without batch="
             )
-        if fan_out.split is None:
+        if fan_out is not None and fan_out.split is None:
             try:
                 plan_of(fan_out, subscription.types[0])
             except ConfigurationError as error:
