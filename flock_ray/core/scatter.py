@@ -23,6 +23,10 @@ DROPPED, FAILED, BURIED = 0, 1, 2
 REASONS = ("dropped", "failed", "dead-lettered")
 
 
+NEAR_BYTES = 100_000
+"""Payload from which on a chunk stays on the shard that its fan-out reports to: the object store has it there."""
+
+
 class Part(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """The place of an artifact in one scatter."""
 
@@ -35,6 +39,8 @@ class Part(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """The fan-out."""
     partition_key: str | None = None
     """Of what was split: the fan-in's result has it again."""
+    near: bool = False
+    """The chunk lives in the home slot: a large one, which would else travel from shard to shard."""
 
 
 class Split(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -107,7 +113,7 @@ def chunk_key(slot: int) -> str:
 
 def slot_of_part(part: Part) -> int:
     """Return where everything of a chunk lives."""
-    return (part.home + 1 + part.index % SPREAD) % NUM_SLOTS
+    return part.home if part.near else (part.home + 1 + part.index % SPREAD) % NUM_SLOTS
 
 
 def key_of(stack: Sequence[Part]) -> str | None:

@@ -11,7 +11,7 @@ import msgspec
 
 from flock_ray.core.fan_in_desk import PARTIAL, partial_key
 from flock_ray.core.ids import output_id
-from flock_ray.core.scatter import Gather, Part, carried, chunk_key, key_of
+from flock_ray.core.scatter import NEAR_BYTES, Gather, Part, carried, chunk_key, key_of
 from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility, Visibility, decode_visibility, narrow
 from flock_ray.core.wire import Envelope, ErrorInfo, Match, Posting, Task
@@ -183,7 +183,7 @@ class Poster:
 
         def post(spec: OutputSpec, model: BaseModel, index: int) -> Posting:
             scatter = (*outer, Part(task.id, index, task.slot, self._name, own_key))
-            return self._post(
+            posting = self._post(
                 model,
                 id=output_id(task.id, index),
                 correlation_id=task.correlation_id,
@@ -200,6 +200,13 @@ class Poster:
                 via=via,
                 scatter=scatter,
             )
+            if len(posting.envelope.payload) < NEAR_BYTES:
+                return posting
+            near = (*outer, msgspec.structs.replace(scatter[-1], near=True))
+            envelope = msgspec.structs.replace(
+                posting.envelope, slot=task.slot, partition_key=key_of(near), scatter=near
+            )
+            return msgspec.structs.replace(posting, envelope=envelope)
 
         return post
 

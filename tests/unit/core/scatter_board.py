@@ -165,7 +165,7 @@ class ScatterBoard(FailingBoard):
         last = min(first + PART_SIZE, len(kinds))
         postings = []
         for index in range(first, last):
-            stack = (*shared, Part(task.id, index, task.slot, task.agent, key))
+            stack = (*shared, Part(task.id, index, task.slot, task.agent, key, index % 4 == 1))
             postings.append(self.output(task, index, kinds[index], [index], stack))
         return tuple(postings), Split(first, last < len(kinds))
 

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from flock_ray import FanInStrategy, FanOutStrategy, flock_type
+from flock_ray.engines import posting
 from flock_ray.testing import MemoryPersistence, VirtualFlock, run_virtual
 
 LIMIT = 1024
@@ -46,6 +47,7 @@ def test_large_chunks_are_cut_worked_on_and_merged(
     kept: bool, strategy: FanInStrategy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FLOCK_INLINE_PAYLOAD_BYTES", str(LIMIT))
+    monkeypatch.setattr(posting, "NEAR_BYTES", LIMIT)
 
     async def main() -> None:
         text = "".join(f"word{n} " for n in range(10_000))
@@ -69,5 +71,8 @@ def test_large_chunks_are_cut_worked_on_and_merged(
             for shard in held:
                 for envelope in shard.core.index:
                     assert len(envelope.payload) <= LIMIT
+            # What is large stays on the shard to which the fan-out reports.
+            pages = [a for a in await flock.store.list() if a.type == "fan.large.Page"]
+            assert len({page.partition_key for page in pages}) == 1
 
     run_virtual(main())
