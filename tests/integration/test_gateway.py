@@ -18,6 +18,8 @@ from tests.integration.models import Shout, Word
 from tests.integration.waiting import until
 from tests.llm_server import LLMServer
 
+pytestmark = pytest.mark.timeout(300)  # gateways start anew, and import litellm
+
 MODEL = "openai/gpt-4.1-mini"
 
 
@@ -50,7 +52,7 @@ async def test_an_agent_is_answered_by_a_model_and_the_calls_are_counted(
     flock = asker(new_flock, server)
 
     artifacts = [await flock.publish(Word(text=f"q{i}")) for i in range(20)]
-    await flock.run_until_idle(timeout=60)
+    await flock.run_until_idle(timeout=120)
 
     found = await flock.store.get_by_type(Shout)
     assert len(found) == 20
@@ -68,11 +70,11 @@ async def test_a_killed_gateway_is_replaced_and_its_calls_are_answered_once(
     flock = asker(new_flock, server)
     for i in range(5):
         await flock.publish(Word(text=f"q{i}"))
-    await server.until(lambda s: s.open == 5, timeout_s=60)
+    await server.until(lambda s: s.open == 5, timeout_s=120)
 
     server.on(lambda _: True, answers.json_answer({"text": "yes"}))
     os.kill(await gateway_pid(flock), signal.SIGKILL)
-    await flock.run_until_idle(timeout=60)
+    await flock.run_until_idle(timeout=120)
 
     assert len(await flock.store.get_by_type(Shout)) == 5
     assert server.num_requests >= 10
@@ -102,7 +104,7 @@ async def test_calls_of_an_attempt_whose_worker_died_are_in_the_usage(
     flock.get_agent("oracle").with_tools([suicide])
 
     artifact = await flock.publish(Word(text="q"))
-    await flock.run_until_idle(timeout=60)
+    await flock.run_until_idle(timeout=120)
 
     # Then the calls of both attempts are counted, each once
     assert len(await flock.store.get_by_type(Shout)) == 1
@@ -110,7 +112,7 @@ async def test_calls_of_an_attempt_whose_worker_died_are_in_the_usage(
     async def counted() -> bool:  # the shard asks the gateway beside its work
         return sum(row.calls for row in await flock.usage()) >= 3
 
-    await until(counted)
+    await until(counted, timeout_s=120)
     (row,) = await flock.usage(workflow=artifact)
     assert (row.calls, row.failed, row.input_tokens, row.tries) == (3, 0, 300, 3)
     assert server.num_requests == 3
@@ -122,7 +124,7 @@ async def test_cancelling_a_workflow_cancels_the_http_request(
     server.on(lambda _: True, answers.silent())
     flock = asker(new_flock, server)
     artifact = await flock.publish(Word(text="q"))
-    await server.until(lambda s: s.open == 1, timeout_s=60)
+    await server.until(lambda s: s.open == 1, timeout_s=120)
 
     await flock.cancel(artifact)
 
@@ -131,5 +133,5 @@ async def test_cancelling_a_workflow_cancels_the_http_request(
     async def counted() -> bool:
         return bool(await flock.usage(workflow=artifact))
 
-    await until(counted)
+    await until(counted, timeout_s=120)
     assert [(row.calls, row.failed) for row in await flock.usage(workflow=artifact)] == [(1, 1)]

@@ -12,6 +12,8 @@ from tests.integration.models import Shout, Word
 from tests.integration.waiting import until
 from tests.llm_server import LLMServer
 
+pytestmark = pytest.mark.timeout(300)  # a gateway starts, and imports litellm
+
 MODEL = "openai/text-embedding-3-small"
 
 
@@ -40,7 +42,7 @@ async def test_publishers_and_agents_embed_through_the_gateway(
 
     # When words are published, of which one fits
     await flock.publish_many([Word(text="the red lighthouse"), Word(text="seventeen bananas")])
-    await flock.run_until_idle(timeout=60)
+    await flock.run_until_idle(timeout=120)
 
     # Then it was found, the shout was compared in the worker, and both are in the usage
     assert [made.text for made in await flock.store.get_by_type(Shout)] == ["THE RED LIGHTHOUSE"]
@@ -50,5 +52,5 @@ async def test_publishers_and_agents_embed_through_the_gateway(
     async def counted() -> bool:  # the gateway tells the shard beside its work
         return sum(row.calls for row in await flock.usage()) == server.num_requests
 
-    await until(counted)
+    await until(counted, timeout_s=120)
     assert {row.agent for row in await flock.usage(model=MODEL)} == {"external", "shouter"}
