@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from flock_ray.actors.approvals import approved_postings, approved_workflows
 from flock_ray.actors.keeping import Keeper
 from flock_ray.actors.letters import postings_of, workflows_of
 from flock_ray.core import wire
@@ -60,6 +61,9 @@ class ShardLookups:
             elif kind == "letters":
                 postings += postings_of(subject)
                 workflows |= workflows_of(self.core, subject)
+            elif kind == "approval":
+                postings += approved_postings(subject)
+                workflows |= approved_workflows(self.core, subject)
         if postings or made or workflows:
             await keeper.look_up(postings, made, workflows, now_us)
 

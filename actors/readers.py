@@ -116,11 +116,12 @@ class ShardReaders(ShardSearch):
         return all(s.workflows[workflow].open == 0 for s in slots if workflow in s.workflows)
 
     async def timers(self) -> int:
-        """Return how many things here wait for a time: delayed matches and gates with a deadline."""
+        """Return how many things here wait for a time: delayed matches, gates with a deadline, approvals."""
         gates = (g for s in self.core.slots.values() for keys in s.gates.values() for g in keys.values())
         fan_ins = (f for s in self.core.slots.values() for some in s.fan_ins.values() for f in some.values())
         timed = sum(1 for g in gates if g.deadline_us) + sum(1 for f in fan_ins if f.deadline_us)
-        return sum(len(s.delayed) for s in self.core.slots.values()) + timed
+        cases = sum(not c.ask.terms.shadow for s in self.core.slots.values() for c in s.approvals.values())
+        return sum(len(s.delayed) for s in self.core.slots.values()) + timed + cases
 
     async def read(
         self, after: int, type_name: str | None, workflow: str | None, limit: int, wait_s: float

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from flock_ray.actors.approvals import ShardApprovals
 from flock_ray.actors.claims import ShardClaims
 from flock_ray.actors.fanning import ShardFans
 from flock_ray.actors.fencing import ShardFencing, owner_name
@@ -29,6 +30,7 @@ from flock_ray.actors.schedules import ShardSchedules
 from flock_ray.actors.spending import ShardSpending
 from flock_ray.actors.texts import ShardTexts
 from flock_ray.core import wire
+from flock_ray.core.approval_orders import decode_order
 from flock_ray.core.letter_index import decode_orders
 from flock_ray.core.shard import ShardCore
 from flock_ray.erasing import scrub
@@ -45,6 +47,7 @@ _DECODERS: dict[str, Callable[[bytes], Any]] = {
     "complete": wire.decode_complete,
     "forward": wire.decode_forward,
     "letters": decode_orders,
+    "approval": decode_order,
 }
 
 MAX_BATCH_BYTES = 16 * 1024 * 1024
@@ -54,6 +57,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 class Shard(
     ShardClaims, ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing,
     ShardSchedules, ShardLimits, ShardLookups, ShardFencing, ShardFans, ShardSpending,
+    ShardApprovals,
 ):  # fmt: skip
     """One shard of a board."""
 
@@ -435,6 +439,8 @@ class Shard(
             return self._apply_spent(subject, now_us)
         if kind == "schedule":
             return self._apply_schedule(subject, now_us)
+        if kind == "approval":
+            return self._apply_approval(subject, now_us)
         return self.core.cancel(subject, now_us)
 
     def _apply_publish(self, batch: wire.PublishBatch, now_us: int) -> wire.PublishReply:

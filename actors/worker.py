@@ -21,8 +21,9 @@ from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.matching import MatchTable
 from flock_ray.core.messages import parts
 from flock_ray.core.registry import TypeRegistry, type_registry
-from flock_ray.core.state import MATCH_AGENT
+from flock_ray.core.state import MATCH_AGENT, RELEASE
 from flock_ray.edge import DEFAULT_INLINE_PAYLOAD_BYTES, DEFAULT_MAX_PAYLOAD_BYTES, Edge
+from flock_ray.engines.approving import released
 from flock_ray.engines.failures import describe
 from flock_ray.engines.fan.runners import runner_for
 from flock_ray.engines.services import Services
@@ -96,15 +97,20 @@ class MatchRunner:
 
     is_async = False
 
-    def __init__(self, edge: Edge) -> None:
-        """Match with an edge."""
+    def __init__(self, edge: Edge, now_us: Callable[[], int]) -> None:
+        """Match with an edge; `now_us` is the wall clock."""
         self._edge = edge
+        self._now_us = now_us
 
     def run_sync(self, task: wire.Task) -> wire.Completion:
-        """Return the artifact with its matches; of candidates those that match by now, or are refused."""
-        if task.subscription:
+        """Return the artifact with its matches; of candidates those that match by now; or what was approved."""
+        if task.subscription and not task.subscription.startswith(RELEASE):
             return self._offered(task)
         try:
+            if task.subscription:
+                return wire.Completion(
+                    task.id, task.attempt, task.slot, (released(self._edge, task, self._now_us()),), run_us=1
+                )
             outputs = tuple(self._edge.rematch(wire.Posting(envelope)) for envelope in task.inputs)
         except Exception as error:  # an embedder that fails, or a payload that can't be read
             return wire.Completion(task.id, task.attempt, task.slot, error=describe(error))
@@ -337,7 +343,7 @@ class Worker(WorkerClaims):
                 name, runner, max_concurrency=limit, timeout_s=definition.timeout_s,
                 idle_timeout_s=definition.idle_timeout_s,
             )  # fmt: skip
-        self._runners[MATCH_AGENT] = MatchRunner(self._edge)
+        self._runners[MATCH_AGENT] = MatchRunner(self._edge, self._clock.now_us)
         self._executor.set_agent(MATCH_AGENT, self._runners[MATCH_AGENT], max_concurrency=1, timeout_s=None)
         self._hosted = hosted
 

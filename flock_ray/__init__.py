@@ -21,11 +21,23 @@ if TYPE_CHECKING:
         WorkflowResult,
         WorkflowStatus,
     )
+    from flock_ray.approvals.declaring import ApprovalSpec, ApprovalTimeout
+    from flock_ray.approvals.notifiers import EmailNotifier
+    from flock_ray.approvals.principals import StaticPrincipals
+    from flock_ray.approvals.views import Agreement, Approval
     from flock_ray.artifact import Artifact
     from flock_ray.budgets import Budget, BudgetStatus, degrade
     from flock_ray.components.orchestrator.base import OrchestratorComponent, OrchestratorComponentConfig
     from flock_ray.config import FlockSettings, RayConfig
+    from flock_ray.core.approval_types import (
+        ApprovalDecision,
+        ApprovalNotice,
+        ApprovalOutcome,
+        ApprovalRejected,
+        ApprovalRequest,
+    )
     from flock_ray.core.conditions import Until, When
+    from flock_ray.core.notifications import Notification
     from flock_ray.core.registry import flock_tool, flock_type, upcaster
     from flock_ray.core.retention import RetentionPolicy
     from flock_ray.core.retries import (
@@ -87,6 +99,15 @@ _HOMES = {
     "AgentComponent": "engines.component",
     "AgentComponentConfig": "engines.component",
     "AgentIdentity": "core.visibility",
+    "Agreement": "approvals.views",
+    "Approval": "approvals.views",
+    "ApprovalDecision": "core.approval_types",
+    "ApprovalNotice": "core.approval_types",
+    "ApprovalOutcome": "core.approval_types",
+    "ApprovalRejected": "core.approval_types",
+    "ApprovalRequest": "core.approval_types",
+    "ApprovalSpec": "approvals.declaring",
+    "ApprovalTimeout": "approvals.declaring",
     "Artifact": "artifact",
     "ArtifactEnvelope": "filters",
     "BAMLAdapter": "engines.llm.upstream",
@@ -104,6 +125,7 @@ _HOMES = {
     "DeadLetter": "core.system_types",
     "DeadLetterAction": "core.system_types",
     "DeadLetterQueue": "dead_letters",
+    "EmailNotifier": "approvals.notifiers",
     "EngineComponent": "engines.component",
     "EvalInputs": "engines.component",
     "EvalResult": "engines.component",
@@ -134,6 +156,7 @@ _HOMES = {
     "ModelLimits": "gateway.settings",
     "ModelSettings": "gateway.settings",
     "ModelUsage": "usage",
+    "Notification": "core.notifications",
     "OnceTrigger": "triggers",
     "OrchestratorComponent": "components.orchestrator.base",
     "OrchestratorComponentConfig": "components.orchestrator.base",
@@ -147,6 +170,7 @@ _HOMES = {
     "RetryBudget": "core.retries",
     "RetryStrategy": "core.retries",
     "SQLitePersistence": "adapters.sqlite",
+    "StaticPrincipals": "approvals.principals",
     "TenantVisibility": "core.visibility",
     "TimerTick": "core.system_types",
     "TwoStepAdapter": "engines.llm.upstream",
@@ -174,6 +198,15 @@ __all__ = [
     "AgentComponent",
     "AgentComponentConfig",
     "AgentIdentity",
+    "Agreement",
+    "Approval",
+    "ApprovalDecision",
+    "ApprovalNotice",
+    "ApprovalOutcome",
+    "ApprovalRejected",
+    "ApprovalRequest",
+    "ApprovalSpec",
+    "ApprovalTimeout",
     "Artifact",
     "ArtifactEnvelope",
     "BAMLAdapter",
@@ -191,6 +224,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetterAction",
     "DeadLetterQueue",
+    "EmailNotifier",
     "EngineComponent",
     "EvalInputs",
     "EvalResult",
@@ -221,6 +255,7 @@ __all__ = [
     "ModelLimits",
     "ModelSettings",
     "ModelUsage",
+    "Notification",
     "OnceTrigger",
     "OrchestratorComponent",
     "OrchestratorComponentConfig",
@@ -234,6 +269,7 @@ __all__ = [
     "RetryBudget",
     "RetryStrategy",
     "SQLitePersistence",
+    "StaticPrincipals",
     "TenantVisibility",
     "TimerTick",
     "TwoStepAdapter",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flock_ray import agent_checks as checks
+from flock_ray.approvals.declaring import ApprovalSpec, with_approval
 from flock_ray.budgets import BudgetDeclaring
 from flock_ray.core import signature
 from flock_ray.core.definition import AgentDefinition, Delivery, Mode, OutputGroup, Scope, Subscription
@@ -191,6 +192,7 @@ class AgentBuilder(BudgetDeclaring, FanDeclaring, LimitDeclaring, Retrying, McpS
         where: Callable[[Any], bool] | None = None,
         validate: Callable[[Any], bool] | Sequence[tuple[Callable[[Any], bool], str]] | None = None,
         description: str | None = None,
+        approval: ApprovalSpec | Literal["shadow"] | None = None,
     ) -> PublishBuilder:
         """Declare outputs. The types of one call come from one run of the engine.
 
@@ -202,6 +204,7 @@ class AgentBuilder(BudgetDeclaring, FanDeclaring, LimitDeclaring, Retrying, McpS
             where: Outputs for which it is false are not published.
             validate: A function, or pairs of function and message; one that is false fails the run.
             description: What the outputs are, for an LLM engine.
+            approval: Who has to approve them before they are published; None: nobody.
 
         Returns:
             The builder, which now also offers `.only_for()` and `.visibility()` for these outputs.
@@ -219,6 +222,7 @@ class AgentBuilder(BudgetDeclaring, FanDeclaring, LimitDeclaring, Retrying, McpS
         )
         for model in models:
             self._registry.ensure(model)
+        outputs = with_approval(outputs, approval, at)
         self._definition.output_groups.append(OutputGroup(outputs=outputs, description=description))
         self._changed()
         return PublishBuilder(self._root, len(self._definition.output_groups) - 1)

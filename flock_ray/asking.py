@@ -157,6 +157,10 @@ async def explain(board: Board, subject: Artifact | uuid.UUID | AgentBuilder | s
 async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
     fates = await board.fates(key.bytes)
     envelope = next((fate.envelope for fate in fates if fate.envelope is not None), None)
+    waits = tuple(fate.approval for fate in fates if fate.approval)
+    if envelope is None and waits:
+        name, agent, workflow = next(fate.approval_of for fate in fates if fate.approval)
+        return Why(f"{name} {key} by {agent} in workflow {workflow} is not published yet", notes=waits)
     if envelope is None:
         raise ArtifactNotFoundError(
             f"No artifact {key} is on this board: was it evicted, or is the id of another board?"
@@ -186,7 +190,7 @@ async def _explain_artifact(board: Board, key: uuid.UUID) -> Why:
         conditions = tuple((c.condition, c.passed, c.error or c.value) for c in checks)
         answers.append(SubscriptionAnswer(subscription, matched, conditions, state, detail))
     made = tuple((uuid.UUID(bytes=i), t, by) for fate in fates for i, t, by in fate.children)
-    notes = () if answers else (f"nobody consumes {envelope.type}",)
+    notes = waits if answers else (f"nobody consumes {envelope.type}", *waits)
     title = f"{envelope.type} {key} by {envelope.produced_by} in workflow {envelope.correlation_id}"
     return Why(title, tuple(answers), made, notes, await how_made(board, envelope))
 

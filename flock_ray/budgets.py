@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import msgspec
 
+from flock_ray.approvals.declaring import ApprovalSpec
 from flock_ray.artifact import Artifact
 from flock_ray.core.budget_rules import BudgetRule, Per, budget_tag
 from flock_ray.core.budgets import NUSD, AccountRow, Limit, SetBudget, Terms, account_name, home_of_account
@@ -88,9 +89,12 @@ class Budget:
     """What happens when a call does not fit any more.
 
     `stop`: the run fails with BudgetExceededError. `queue`: the run waits, without its worker, for the next UTC day or
-    for somebody who raises the limit. `degrade`: the call goes to `degrade_to`."""
+    for somebody who raises the limit. `degrade`: the call goes to `degrade_to`. `ask`: people decide about more, as
+    `approval` says; the run waits like one of `queue`, and fails when they say no."""
     degrade_to: str | None = None
     """Model of `degrade`: it gets the last fifth of the budget; `degrade(model, at=...)` says another share."""
+    approval: ApprovalSpec | None = None
+    """Of `ask`: who decides, by when, with which quorum."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -110,20 +114,32 @@ class Budget:
                 )
             _check_degrade(self.on_exceeded.model, self.on_exceeded.at)
             return
-        if self.on_exceeded == "ask":
-            raise ConfigurationError(
-                'Budget(on_exceeded="ask"): approvals are not in this release; choose "stop", "queue" or "degrade".'
-            )
         if self.on_exceeded not in get_args(OnExceeded):
             raise ConfigurationError(
-                f'Budget(on_exceeded={self.on_exceeded!r}): choose "stop", "queue" or "degrade".'
+                f'Budget(on_exceeded={self.on_exceeded!r}): choose "stop", "queue", "degrade" or "ask".'
             )
+        self._check_asking()
         if (self.on_exceeded == "degrade") != (self.degrade_to is not None):
             raise ConfigurationError(
                 'Budget: on_exceeded="degrade" and degrade_to="a/model" go together, or write degrade("a/model").'
             )
         if self.degrade_to is not None:
             _check_degrade(self.degrade_to, DEGRADE_AT)
+
+    def _check_asking(self) -> None:
+        given: object = self.approval
+        if (self.on_exceeded == "ask") != (given is not None):
+            raise ConfigurationError(
+                'Budget: on_exceeded="ask" and approval=ApprovalSpec(approvers=["..."]) go together: who decides?'
+            )
+        if given is None:
+            return
+        if not isinstance(given, ApprovalSpec):
+            raise ConfigurationError(f"Budget(approval={given!r}): give ApprovalSpec(approvers=[...]).")
+        if given.shadow or given.allow_edit or given.when is not None or given.summary is not None:
+            raise ConfigurationError(
+                "Budget(approval=...): shadow, allow_edit, when and summary are for artifacts; leave them out."
+            )
 
     @property
     def limit(self) -> Limit:
@@ -137,7 +153,7 @@ class Budget:
             return Terms("degrade", self.on_exceeded.model, round(self.on_exceeded.at * 1000))
         if self.degrade_to is not None:
             return Terms("degrade", self.degrade_to, round(DEGRADE_AT * 1000))
-        return Terms(self.on_exceeded)
+        return Terms(self.on_exceeded, approval=None if self.approval is None else self.approval.terms())
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +363,17 @@ def _check_degrade(model: object, at: object) -> None:
         raise ConfigurationError(f"degrade(): name a model, as litellm does; got {model!r}.")
     if not isinstance(at, int | float) or isinstance(at, bool) or not 0 < at <= 1:
         raise ConfigurationError(f"degrade(at={at!r}): give a share above 0 and up to 1.")
+
+
+def more_of(what: str, amount: object) -> int:
+    """Return an amount of dollars (`nusd`), `tokens` or `calls` as the ledger counts it.
+
+    Raises:
+        ConfigurationError: It makes no sense.
+    """
+    if what == "nusd":
+        return _nusd(amount, "approvals.approve") or 0
+    return _count(amount, f"approvals.approve({what}") or 0
 
 
 def _given(usd: object, tokens: object, calls: object, method: str) -> Limit:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flock_ray import __version__
+from flock_ray.commands.approvals import add_commands as add_approval_commands
 from flock_ray.commands.breakers import add_commands as add_breaker_commands
 from flock_ray.commands.letters import add_commands as add_letter_commands
 from flock_ray.commands.pausing import add_commands as add_pausing_commands
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("cancel", help="cancel a workflow of a board"),
     )
     add_schedule_commands(commands.add_parser("schedules", help="schedules of a board that runs"))
+    add_approval_commands(commands.add_parser("approvals", help="what waits for people on a board that runs"))
     add_letter_commands(commands.add_parser("dlq", help="dead letters of a board that runs"))
     return parser
 

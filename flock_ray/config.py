@@ -65,6 +65,10 @@ class FlockSettings(BaseSettings):
     """A worker that is stopped or cut off is declared dead after so long; a dead process is noticed at once."""
     webhook_secret: SecretStr | None = None
     """Signs the requests of webhooks that have no secret of their own; None: those are not signed."""
+    approval_secret: SecretStr | None = None
+    """Signs links to decide about approvals with, at least 32 bytes; None: there are no links."""
+    principals: str | None = None
+    """JSON file with the roles of people: `{"ann": ["risk_manager"]}`; None: everybody is who they say."""
     replace_agents: bool = False
     """Whether agents that another driver deployed under the same name may be replaced."""
 

@@ -14,15 +14,11 @@ from pydantic import BaseModel
 from flock_ray.artifact import Artifact
 from flock_ray.core.ids import derive_id
 from flock_ray.core.letter_index import LetterOrder, LetterRow
-from flock_ray.core.registry import TypeRegistry, to_json
+from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.system_types import DeadLetter, DeadLetterAction
 from flock_ray.core.wire import DeadLetterSpec, Envelope
-from flock_ray.errors import (
-    ArtifactNotFoundError,
-    ArtifactSchemaError,
-    ConfigurationError,
-    PayloadTooLargeError,
-)
+from flock_ray.editing import edited_payload
+from flock_ray.errors import ArtifactNotFoundError, ConfigurationError
 from flock_ray.letters.calls import LetterBoard
 from flock_ray.letters.views import (
     MAX_PAGE,
@@ -393,43 +389,10 @@ class DeadLetters:
         self, board: LetterBoard, letter: bytes, original: Envelope, model: BaseModel | Mapping[str, Any]
     ) -> Envelope:
         """Return the edited artifact, checked against the type of the input."""
-        version = self._registry.get(original.type).version
-        if isinstance(model, BaseModel):
-            name = self._registry.name_for(type(model))
-            if name != original.type:
-                raise ArtifactSchemaError(
-                    f"edit(): the input is a {original.type!r}, not a {name!r}. Give a payload of its type.",
-                    type_name=original.type, version=version,
-                )  # fmt: skip
-            # Only then is it known to be valid: a model may have been made without a check.
-            data = model.model_dump_json(by_alias=False, round_trip=True, warnings=False).encode()
-        elif isinstance(model, Mapping):
-            data = _json(original.type, version, model)
-        else:
-            raise ArtifactSchemaError(
-                f"edit(): give a model of type {original.type!r}, or a mapping that fits it.",
-                type_name=original.type, version=version,
-            )  # fmt: skip
-        payload = to_json(self._registry.validate(original.type, version, data))
-        if len(payload) > board.max_payload_bytes:
-            raise PayloadTooLargeError(
-                f"edit(): the payload is {len(payload)} bytes, the limit {board.max_payload_bytes}."
-            )
+        version, payload = edited_payload(self._registry, original.type, model, board.max_payload_bytes)
         key = derive_id(b"letter-edit", letter, original.id, payload)
         return Envelope(
             key, original.type, version, payload, original.correlation_id, original.slot, EXTERNAL, board.now_us(),
             original.tags, original.visibility, original.partition_key, (original.id,), None, original.priority,
             original.via,
         )  # fmt: skip
-
-
-def _json(name: str, version: int, payload: Mapping[str, Any]) -> bytes:
-    from pydantic_core import PydanticSerializationError
-    from pydantic_core import to_json as dump
-
-    try:
-        return dump(dict(payload))
-    except PydanticSerializationError as error:
-        raise ArtifactSchemaError(
-            f"edit(): the payload cannot be written as JSON: {error}.", type_name=name, version=version
-        ) from None

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from pydantic import BaseModel
 
+from flock_ray.core.approval_types import ApprovalRequest
 from flock_ray.core.fan_in_desk import PARTIAL
 from flock_ray.core.ids import slot_of
 from flock_ray.core.matching import Check, Matched, MatchTable
@@ -51,8 +52,9 @@ class Edge:
         """Where its embedders send requests; None: where the process says, or nowhere in particular."""
         self.table = table
         self._registry = registry
-        self._known: dict[type[BaseModel], tuple[str, int]] = {}
-        """Name and version of the classes published so far."""
+        self._known: dict[type[BaseModel], tuple[str, int]] = {ApprovalRequest: ("ApprovalRequest", 1)}
+        """Name and version of the classes published so far. That of requests is never registered here: consumers may
+        have one of their own."""
         self.max_payload_bytes = max_payload_bytes
 
     def post(
@@ -119,7 +121,8 @@ class Edge:
             via,
             scatter,
         )
-        matched = self._matched(envelope, model, not_before_us)
+        seen = None if type(model) is ApprovalRequest else model
+        matched = self._matched(envelope, seen, not_before_us)
         return Posting(
             envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us, fresh,
             matched.later,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel
 
 from flock_ray.agent import AgentBuilder
+from flock_ray.approvals.opening import Approving
+from flock_ray.approvals.principals import directory_of
 from flock_ray.artifact import Artifact
 from flock_ray.budgets import Budget, Budgets, give_budgets, rules_of
 from flock_ray.components.orchestrator.declaring import ComponentDeclaring
@@ -48,18 +50,22 @@ from flock_ray.store import BoardStore
 if TYPE_CHECKING:
     from flock_ray.board import Board
     from flock_ray.context.request import ContextProvider
+    from flock_ray.core.notifications import Notification
     from flock_ray.core.visibility import Visibility
     from flock_ray.gateway.settings import CassetteMode, GatewayPlan, ModelSettings
     from flock_ray.model import Embedder
-    from flock_ray.ports import Persistence
+    from flock_ray.ports import Notifier, Persistence, PrincipalDirectory
     from flock_ray.stores import InMemoryBlackboardStore
+    from flock_ray.webhooks import Webhook
 
 __all__ = ["Flock"]
 
 _workflow: ContextVar[str | None] = ContextVar("flock_workflow", default=None)
 
 
-class Flock(BoardRunning, ProgressReading, Scheduling, ComponentDeclaring, McpDeclaring, BoardReading):
+class Flock(
+    BoardRunning, Approving, ProgressReading, Scheduling, ComponentDeclaring, McpDeclaring, BoardReading
+):
     """A blackboard and the agents around it.
 
     Nothing starts before the first `publish`, `run` or `invoke`: then Ray is joined or started, the
@@ -93,6 +99,8 @@ class Flock(BoardRunning, ProgressReading, Scheduling, ComponentDeclaring, McpDe
         cassette_mode: CassetteMode | None = None,
         tenant_weights: Mapping[str, float] | None = None,
         budgets: Iterable[Budget] = (),
+        principals: PrincipalDirectory | Mapping[str, Collection[str]] | None = None,
+        notifiers: Iterable[Notifier | Webhook | Callable[[Notification], Any]] = (),
         registry: TypeRegistry = type_registry,
     ) -> None:
         """Declare a flock; every parameter also comes from `FLOCK_<NAME>` in the environment.
@@ -127,6 +135,9 @@ class Flock(BoardRunning, ProgressReading, Scheduling, ComponentDeclaring, McpDe
             tenant_weights: Shares of agents' time for tenants that get another than 1, while several wait:
                 `{"acme": 2.0}`.
             budgets: What calls to language models may use, of all agents of this Flock together.
+            principals: Roles of people, for approvals: `{"ann": ["risk_manager"]}`, or a `PrincipalDirectory`; None:
+                everybody is who they say, with no roles.
+            notifiers: Who tells approvers of what waits for them: webhooks, `EmailNotifier`, functions.
             registry: Artifact types; None but in tests.
 
         Raises:
@@ -170,6 +181,8 @@ class Flock(BoardRunning, ProgressReading, Scheduling, ComponentDeclaring, McpDe
             checked_provider(context_provider, "Flock(context_provider=)")
         self._tenant_weights = checked_weights(tenant_weights)
         self._budget_rules = rules_of(budgets)
+        self.principals = directory_of(principals, self._settings.principals)
+        self._notifiers = self._checked_notifiers(notifiers)
         self.budgets = Budgets(self._ready_board)
         """What was spent, and limits to change."""
         self._builders: dict[str, AgentBuilder] = {}
@@ -226,7 +239,7 @@ class Flock(BoardRunning, ProgressReading, Scheduling, ComponentDeclaring, McpDe
             give_embedder(definition, self.embedder)
             give_context(definition, self.context_provider, has_embedder=self.embedder is not None)
         with_closers(definitions, closers_of(definitions, self._registry))
-        return self._with_alerts(self._with_gate(definitions))
+        return self._with_notices(self._with_alerts(self._with_gate(definitions)))
 
     # -- life ----------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Collection, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from flock_ray.core.definition import AgentDefinition
+from flock_ray.core.notifications import Notification
 from flock_ray.core.rows import (
     ActivationRow,
     ArtifactQuery,
@@ -18,8 +19,9 @@ from flock_ray.core.rows import (
 )
 from flock_ray.core.wire import Envelope
 
-__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "PayloadStore", "PeerGoneError", "Peers",
-           "Persistence", "RouterLink", "ShardLink", "ShardStore", "Spawner", "WorkerLink"]  # fmt: skip
+__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "Notifier", "PayloadStore", "PeerGoneError",
+           "Peers", "Persistence", "PrincipalDirectory", "RouterLink", "ShardLink", "ShardStore", "Spawner",
+           "WorkerLink"]  # fmt: skip
 
 
 class PeerGoneError(Exception):
@@ -29,6 +31,22 @@ class PeerGoneError(Exception):
         """Say who, and whether it is known that it never comes back."""
         super().__init__(message)
         self.final = final
+
+
+class PrincipalDirectory(Protocol):
+    """Knows people and their roles."""
+
+    def roles_of(self, person: str) -> Collection[str] | Awaitable[Collection[str] | None] | None:
+        """Return the roles of a person, now or awaited; None for somebody who is not known, who may then do nothing."""
+        ...
+
+
+class Notifier(Protocol):
+    """Tells people what they should hear of."""
+
+    def notify(self, notices: Sequence[Notification], *, key: str) -> Awaitable[None]:
+        """Tell of notices; what it raises is tried again later, with the same key: receivers may drop a repeat."""
+        ...
 
 
 class Clock(Protocol):

@@ -244,8 +244,9 @@ class ActivationDesk(FanInDesk):
         now_us: int,
         tags: tuple[str, ...] = (),
         gather: Gather | None = None,
+        parents: tuple[bytes, ...] | None = None,
     ) -> Envelope:
-        """Publish an artifact of the board itself, as visible as the inputs are together."""
+        """Publish an artifact of the board itself, as visible as the inputs are together; they are its parents."""
         scatter, partition_key, decided = carried(inputs, gather)
         if not decided:
             keys = {envelope.partition_key for envelope in inputs}
@@ -255,7 +256,7 @@ class ActivationDesk(FanInDesk):
             artifact, type_name, 1, msgspec.json.encode(payload), correlation_id,
             slot_of(partition_key if partition_key is not None else correlation_id), f"orchestrator#{agent}", now_us,
             tuple(sorted({*tags, *(tag for e in inputs for tag in e.tags)})), visibility,
-            partition_key, tuple(e.id for e in inputs), activation, 0,
+            partition_key, tuple(e.id for e in inputs) if parents is None else parents, activation, 0,
             tuple(sorted({name for e in inputs for name in e.via} | {agent})), scatter,
         )  # fmt: skip
         self._publish_output(slot, Posting(envelope), now_us, unmatched=True)

@@ -12,6 +12,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from flock_ray.core.approval_terms import ApprovalTerms
 from flock_ray.core.ids import derive_id, slot_of
 
 __all__ = [
@@ -73,11 +74,13 @@ class Terms(msgspec.Struct, array_like=True, frozen=True):
     """What happens when an account is used up."""
 
     policy: str = "stop"
-    """stop, queue or degrade."""
+    """stop, queue, degrade or ask."""
     degrade_to: str = ""
     """The model that is called instead."""
     soft_permille: int = 1000
     """Share of the limit that is there for other models than `degrade_to`."""
+    approval: ApprovalTerms | None = None
+    """Of `ask`: who decides about more."""
 
 
 class Charge(msgspec.Struct, array_like=True, frozen=True):
@@ -173,6 +176,10 @@ class Account(msgspec.Struct, array_like=True):
     own_terms: Terms | None = None
     day: int = 0
     """UTC day that everything here belongs to; 0: it never begins anew."""
+    asked: int = 0
+    """How often people were asked for more."""
+    denied: bool = False
+    """They have said no: calls that do not fit fail, until the limit is raised or a new day begins."""
 
 
 class Ledger(msgspec.Struct, array_like=True):
@@ -209,8 +216,11 @@ class Ledger(msgspec.Struct, array_like=True):
             if since_us + HOLD_US > now_us:
                 break
             spent, held = spent.plus(worst), held.minus(worst)
-        if daily and _day_of(now_us) > account.day:
+        renewed = daily and _day_of(now_us) > account.day
+        if renewed:
             spent = held = Amount()
+        if account.denied and not renewed and terms.policy == "ask":
+            terms = msgspec.structs.replace(terms, policy="stop")
         unsized = ask.missing == "size" and limit.tokens is not None
         if unsized or (ask.missing and limit.nusd is not None):
             return Refusal(charge.account, ask.missing, terms=terms)
@@ -278,7 +288,7 @@ class Ledger(msgspec.Struct, array_like=True):
     def set(self, name: str, limit: Limit | None, terms: Terms | None, now_us: int) -> None:
         """Give an account a limit of its own; None: the one that agents declare holds again."""
         account = self._used(name)
-        account.own = limit
+        account.own, account.denied = limit, False
         if limit is None:
             account.own_terms = None
         elif terms is not None:
@@ -305,6 +315,22 @@ class Ledger(msgspec.Struct, array_like=True):
             account.day = day
             account.spent = account.held = Amount()
             account.open = {}
+            account.denied = False
+
+    def ask(self, charge: Charge, now_us: int) -> int:
+        """Note that people are asked for more; returns how often they were, this time included."""
+        account = self._used(charge.account)
+        if charge.terms is not None:
+            account.limit, account.terms = charge.limit, charge.terms
+        self._renew(charge.account, account, now_us)
+        account.asked += 1
+        return account.asked
+
+    def deny(self, name: str) -> None:
+        """Let calls that do not fit into an account fail, rather than wait."""
+        account = self.accounts.get(name)
+        if account is not None:
+            account.denied = True
 
     def _close(self, account: Account, key: bytes, worst: Amount, used: Amount) -> None:
         del account.open[key]

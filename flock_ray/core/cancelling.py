@@ -56,6 +56,7 @@ class CancelDesk(CandidateDesk):
                 letter.cancelled = True
         self._recall(slot, name)
         self._drop_candidates(slot, name)
+        waited = self._end_cases_of(slot, name, now_us)
         for keys in list(slot.gates.values()):
             for gate in list(keys.values()):
                 self._take_out(slot, gate, lambda envelope: envelope.correlation_id == name, now_us)
@@ -66,6 +67,7 @@ class CancelDesk(CandidateDesk):
         workflow.updated_us = now_us
         self._touch(workflow)
         self.events.note(now_us, "workflow.cancelled", correlation_id=name)
+        workflow.waiting -= waited
         for key in [key for key in slot.held if key[1] == name]:
             for envelope, _ in slot.held.pop(key):
                 workflow.waiting -= 1

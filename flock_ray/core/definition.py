@@ -85,6 +85,8 @@ class OutputSpec:
     visibility: Visibility | Callable[[Any], Visibility] | None = None
     """None: public, unless the inputs' visibility must be inherited."""
     description: str | None = None
+    approval: Any = None
+    """`approvals.ApprovalSpec`: who decides whether it is published; None: nobody is asked."""
 
 
 @dataclass(frozen=True, slots=True)

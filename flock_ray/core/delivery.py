@@ -6,15 +6,15 @@ import sys
 from collections.abc import Collection
 
 from flock_ray.core import gates
+from flock_ray.core.budget_asking import BudgetAskDesk
 from flock_ray.core.claims import is_claim
 from flock_ray.core.ids import single_prefix
-from flock_ray.core.schedule_desk import ScheduleDesk
 from flock_ray.core.state import Item, Slot, Workflow
 from flock_ray.core.when_tree import WhenTree, decode_when, eval_when, watched_types
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
 
 
-class DeliveryDesk(ScheduleDesk):
+class DeliveryDesk(BudgetAskDesk):
     """Delays, activation conditions and gates of one shard."""
 
     def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:
@@ -65,6 +65,8 @@ class DeliveryDesk(ScheduleDesk):
                     self._deliver(slot, workflow, match, envelope, now_us)
         if name in self._conditions or posting.signals:
             self._recheck_conditions(slot, workflow, posting, now_us)
+        if posting.approval is not None:
+            self._open_case(slot, posting, now_us)
         if scatter:
             self._free(slot, scatter[-1], now_us)
         if not workflow.open:

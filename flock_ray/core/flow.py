@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from flock_ray.core import approval_types
 from flock_ray.core.binding import counts_of
 from flock_ray.core.definition import AgentDefinition, OutputSpec, Subscription
 from flock_ray.core.registry import TypeRegistry
@@ -40,7 +41,8 @@ class Flow:
         """Work out every edge between the agents."""
         self._registry = registry
         own = (WorkflowError, TimerTick, DeadLetter, DeadLetterAction)
-        self._system = {registry.name_for(cls) for cls in own}
+        # Those of approvals are registered by whoever consumes them, under these names.
+        self._system = {registry.name_for(cls) for cls in own} | set(approval_types.__all__)
         self._outside = frozenset(published_from_outside)
         self.agents = {definition.name: definition for definition in definitions}
         self._producers: dict[str, list[tuple[AgentDefinition, OutputSpec]]] = {}

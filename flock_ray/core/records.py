@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from flock_ray.core.budgets import Amount, Charge, Limit, Terms
+from flock_ray.core.approval_orders import ApprovalOrder
+from flock_ray.core.budgets import Amount, Charge, Limit, Refusal, Terms
 from flock_ray.core.claims import is_claim
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.rows import SHARD, WorkflowRow
@@ -332,6 +333,29 @@ class Spent(msgspec.Struct, array_like=True, tag="SP", frozen=True):
     calls: tuple[ModelCall, ...]
 
 
+class ApprovalDecided(msgspec.Struct, array_like=True, tag="AD", frozen=True):
+    """Somebody decided about an approval."""
+
+    at_us: int
+    order: ApprovalOrder
+
+    @property
+    def slot(self) -> int:
+        """The slot whose journal keeps the record."""
+        return self.order.slot
+
+
+class BudgetAsked(msgspec.Struct, array_like=True, tag="BA", frozen=True):
+    """An account was used up, and people are asked for more."""
+
+    at_us: int
+    slot: int
+    charge: Charge
+    refusal: Refusal
+    agent: str
+    workflow: str
+
+
 Record = (
     Published
     | Completed
@@ -362,6 +386,8 @@ Record = (
     | ScheduleRemoved
     | Offered
     | Spent
+    | ApprovalDecided
+    | BudgetAsked
 )
 
 encode_record = msgspec.msgpack.Encoder().encode
@@ -443,3 +469,5 @@ def envelopes_of(records: Iterable[Record]) -> Iterator[Envelope]:
                 yield from record.forward.run.inputs
         elif isinstance(record, LetterRedriven | Offered):
             yield from record.inputs
+        elif isinstance(record, ApprovalDecided) and record.order.edited is not None:
+            yield record.order.edited.envelope

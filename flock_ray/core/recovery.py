@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import msgspec
 
+from flock_ray.core.approvals import Case, ShadowCount
 from flock_ray.core.budgets import Ledger
 from flock_ray.core.claims import claim_for, is_claim
 from flock_ray.core.ids import EPOCH_SHIFT
@@ -122,6 +123,8 @@ class SlotState(msgspec.Struct, array_like=True):
     fan_ins: list[_FanIn] = []
     parts: dict[bytes, dict[int, list[int]]] = {}
     stopped: list[bytes] = []
+    approvals: list[Case] = []
+    shadows: list[tuple[str, str, ShadowCount]] = []
 
 
 class ShardState(msgspec.Struct, array_like=True):
@@ -198,7 +201,8 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
             delayed, slot.timers, list(slot.outbox.values()), slot.out_seq, slot.inbox, list(specs),
             list(slot.usage.values()), slot.lanes, list(slot.letters.values()),
             slot.ledger, list(slot.schedules.values()), slot.candidates, list(slot.scatters.values()), fan_ins,
-            slot.parts, list(slot.stopped),
+            slot.parts, list(slot.stopped), list(slot.approvals.values()),
+            [(agent, name, count) for (agent, name), count in slot.shadows.items()],
         )
     )  # fmt: skip
 
@@ -342,6 +346,8 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.lanes = state.lanes
     slot.ledger = state.ledger
     slot.schedules = {schedule.info.name: schedule for schedule in state.schedules}
+    slot.approvals = {case.id: case for case in state.approvals}
+    slot.shadows = {(agent, name): count for agent, name, count in state.shadows}
     slot.letters = {letter.envelope.id: letter for letter in state.letters}
     slot.candidates = state.candidates
     slot.scatters = {scatter.id: scatter for scatter in state.scatters}

@@ -42,6 +42,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 
 _MARK = "__flock_type__"
+_YIELDING = "flock_ray.core.approval_types"  # a program may have classes of its own under these names
 _MAX_NAME_LENGTH = 200
 _MAX_SHOWN_PROBLEMS = 5
 
@@ -97,6 +98,8 @@ class TypeRegistry:
         mark = self._marked(cls, name, version)
         known = self._types.get(mark.name)
         if known is not None and known.cls is not cls and not _same_definition(known.cls, cls):
+            if cls.__module__ == _YIELDING:
+                return RegisteredType(mark.name, mark.version, cls)
             raise TypeRegistrationError(
                 f"Two classes want to be the artifact type {mark.name!r}: {_where(known.cls)} and "
                 f'{_where(cls)}. Give one of them another name: @flock_type(name="...").'
@@ -126,9 +129,7 @@ class TypeRegistry:
         Raises:
             UnknownTypeError: Nothing is registered under the name.
         """
-        entry = self._types.get(name)
-        if entry is None:
-            entry = self._types.get(self._qualified.get(name, ""))
+        entry = self._types.get(name) or self._types.get(self._qualified.get(name, ""))
         if entry is None:
             raise UnknownTypeError(self._unknown(name), type_name=name)
         return entry
@@ -288,8 +289,7 @@ class TypeRegistry:
     def _unknown(self, name: str) -> str:
         import difflib
 
-        near = difflib.get_close_matches(name, self._types, n=1)
-        guess = f" Did you mean {near[0]!r}?" if near else ""
+        guess = "".join(f" Did you mean {n!r}?" for n in difflib.get_close_matches(name, self._types, n=1))
         return (
             f"No artifact type {name!r} is registered in this process.{guess} "
             "Decorate its class with @flock_type and import the module that holds it."
@@ -423,6 +423,8 @@ def _where(thing: Any) -> str:
 
 def _same_definition(old: Any, new: Any) -> bool:
     """Tell whether two classes or functions come from the same lines, run twice."""
+    if old.__module__ == _YIELDING:
+        return True
     if old.__qualname__ != new.__qualname__:
         return False
     if old.__module__ == new.__module__:
@@ -495,5 +497,4 @@ def _problems(error: ValidationError) -> str:
         f"{'.'.join(str(part) for part in item['loc']) or 'payload'}: {item['msg']}"
         for item in found[:_MAX_SHOWN_PROBLEMS]
     ]
-    more = len(found) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    return "; ".join(shown) + (f"; and {len(found) - len(shown)} more" if len(found) > len(shown) else "")

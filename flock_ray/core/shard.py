@@ -34,7 +34,7 @@ from flock_ray.core.records import (
 from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.schema import merge_types
 from flock_ray.core.spending import SpendDesk
-from flock_ray.core.state import MATCH_AGENT, Activation, Item, Slot
+from flock_ray.core.state import MATCH_AGENT, RELEASE, Activation, Item, Slot
 from flock_ray.core.wire import (
     CONFLICT,
     DUPLICATE,
@@ -353,7 +353,11 @@ class ShardCore(SpendDesk):
                                  artifact_ids=tuple(e.id for e in activation.inputs),
                                  detail=f"{error.type}: {error.message}")  # fmt: skip
             if activation.subscription:
-                self._on_answered(slot, activation, record)
+                if activation.subscription.startswith(RELEASE):
+                    self._on_released(slot, activation, completion, now_us)
+                    self._discharge(slot, activation, now_us)
+                else:
+                    self._on_answered(slot, activation, record)
                 return
             for posting in completion.outputs:
                 self._deliver_all(slot, posting, now_us)
@@ -473,6 +477,8 @@ class ShardCore(SpendDesk):
                 self._on_due(slot, first, now_us)
             elif kind == "fan_in":
                 self._fan_in_deadline(slot, first, second.decode(), now_us)
+            elif kind == "approval":
+                self._on_approval_due(slot, first, now_us)
             else:
                 self._gate_deadline(slot, second.decode(), first, now_us)
         if slot.timers:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from flock_ray.core.approvals import Case, ShadowCount
 from flock_ray.core.breakers import Breaker
 from flock_ray.core.budgets import Ledger
 from flock_ray.core.ids import NUM_SLOTS
@@ -23,6 +24,10 @@ from flock_ray.core.wire import Attempt, Envelope, Forward, Match, SubscriptionS
 
 MATCH_AGENT = "flock:match"
 """Internal agent whose activation matches an artifact that a shard itself had to publish."""
+
+RELEASE = "/release/"
+"""What the subscription of such an activation begins with, as no other does, when it makes an approved artifact of its
+request; the rest is the hash of what was approved, in hexadecimal."""
 
 
 class Workflow(msgspec.Struct):
@@ -230,8 +235,9 @@ class Slot:
     """Everything one slot owns."""
 
     __slots__ = (
-        "arrivals", "candidates", "delayed", "fan_ins", "gates", "held", "inbox", "index", "lanes", "ledger", "letters",
-        "open", "out_seq", "outbox", "parts", "scatters", "schedules", "stopped", "timers", "usage", "workflows",
+        "approvals", "arrivals", "candidates", "delayed", "fan_ins", "gates", "held", "inbox", "index", "lanes",
+        "ledger", "letters", "open", "out_seq", "outbox", "parts", "scatters", "schedules", "shadows", "stopped",
+        "timers", "usage", "workflows",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -248,7 +254,8 @@ class Slot:
         self.delayed: dict[tuple[bytes, str], Match] = {}
         """(artifact, subscription): matches that wait for their time."""
         self.timers: list[tuple[int, int, str, bytes, bytes]] = []
-        """Heap of (due, number, `match` | `gate` | `due`, artifact id | gate key | activation id, subscription)."""
+        """Heap of (due, number, `match` | `gate` | `due` | `approval`, artifact id | gate key | activation id | case,
+        subscription)."""
         self.outbox: dict[tuple[int, int], Forward] = {}
         """(target, seq): what other slots have not acknowledged; insertion order is sending order."""
         self.out_seq: dict[int, int] = {}
@@ -274,6 +281,10 @@ class Slot:
         """By scatter and chunk, of chunks that live here: [what is open of it, why it may deliver nothing]."""
         self.stopped: dict[bytes, None] = {}
         """Scatters whose chunks nobody wants any more, as long as something is open of them here."""
+        self.approvals: dict[bytes, Case] = {}
+        """What waits for people, by the id of the artifact; oldest first."""
+        self.shadows: dict[tuple[str, str], ShadowCount] = {}
+        """By agent and type: what people would have said."""
 
     def gate(self, subscription: str, key: bytes) -> Gate | None:
         """Return a gate; None when it holds nothing."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
 from flock_ray.core import gates
+from flock_ray.core.activations import iso
+from flock_ray.core.approvals import Case
 from flock_ray.core.candidates import waiting_of
 from flock_ray.core.changes import workflow_from
-from flock_ray.core.ids import activation_id
+from flock_ray.core.ids import activation_id, shown_id
 from flock_ray.core.limit_status import held_back
 from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.scatter_status import fan_in_lines, fan_ins_with
@@ -52,6 +54,10 @@ class ArtifactFate(msgspec.Struct, array_like=True):
     """(subscription, what its activation waits for): a time, or the limits of its agent."""
     candidates: list[tuple[str, int]] = []
     """(subscription, when it is offered to it again)."""
+    approval: str = ""
+    """What it waits for before it is published, in one sentence; of a request: what that waits for."""
+    approval_of: tuple[str, str, str] = ("", "", "")
+    """(type, agent, workflow) of what is not published yet."""
 
 
 def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
@@ -66,6 +72,7 @@ def workflow_part(core: ShardCore, workflow_id: str) -> WorkflowPart | None:
             ]
     waiting = [line for slot in core.slots.values() for line in _gates_of(slot, workflow_id)]
     waiting += [line for slot in core.slots.values() for line in fan_in_lines(slot, workflow_id)]
+    waiting += [line for slot in core.slots.values() for line in _approvals_of(slot, workflow_id)]
     if part is None and waiting:
         part = WorkflowPart(workflow_id)
     if part is not None:
@@ -146,6 +153,10 @@ def artifact_fate(core: ShardCore, artifact_id: bytes) -> ArtifactFate:
             if any(envelope.id == artifact_id for envelope, _ in held):
                 fate.waiting.append((sub, "waits for its activation condition"))
         fate.delayed += [(sub, m.due_us) for (key, sub), m in slot.delayed.items() if key == artifact_id]
+    case = _case_of(core, artifact_id, fate.envelope)
+    if case is not None:
+        fate.approval = approval_text(case)
+        fate.approval_of = (case.ask.type, case.ask.agent, case.correlation_id)
     if fate.envelope is not None:
         workflow = core.slots[fate.envelope.slot].workflows.get(
             fate.envelope.correlation_id
@@ -155,6 +166,36 @@ def artifact_fate(core: ShardCore, artifact_id: bytes) -> ArtifactFate:
             if child is not None and artifact_id in child.parents:
                 fate.children.append((child.id, child.type, child.produced_by))
     return fate
+
+
+def _approvals_of(slot: Slot, workflow_id: str) -> Iterator[str]:
+    """Iterate over what a workflow waits for people to decide; it is kept where the workflow is."""
+    if slot.approvals and workflow_id in slot.workflows:
+        for case in slot.approvals.values():
+            if case.correlation_id == workflow_id and not case.ask.terms.shadow:
+                yield approval_text(case)
+
+
+def _case_of(core: ShardCore, artifact_id: bytes, envelope: Envelope | None) -> Case | None:
+    """Return the open case of what is not published yet, or of a request; None when there is none."""
+    for slot in core.slots.values():
+        if artifact_id in slot.approvals:
+            return slot.approvals[artifact_id]
+    if envelope is None or envelope.type != "ApprovalRequest":
+        return None
+    shown = core.slots[envelope.slot].approvals.values()
+    return next((case for case in shown if case.request == artifact_id), None)
+
+
+def approval_text(case: Case) -> str:
+    """Say what an approval waits for."""
+    said = [f"{vote.by} says {vote.kind}" for vote in case.current]
+    said = said or ["nobody has decided"]
+    what = f"{case.ask.type} {shown_id(case.id)} of agent {case.ask.agent}"
+    return (
+        f"approval of {what}: {case.quorum} of {', '.join(case.approvers) or 'anybody'} until {iso(case.due_us)}; "
+        + ", ".join(said)
+    )
 
 
 def single_activation(agent: str, subscription: str, artifact_id: bytes) -> bytes:

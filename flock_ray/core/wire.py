@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from flock_ray.core.approval_terms import ApprovalAsk
 from flock_ray.core.ids import slot_of
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.reports import AgentDemand as AgentDemand
@@ -88,6 +89,8 @@ class Posting(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Subscriptions with `reevaluate=` whose `where=` does not hold yet: it is offered to them again."""
     offered: str = ""
     """The subscription that it was offered to again: matching is about this one alone."""
+    approval: ApprovalAsk | None = None
+    """It is the request to approve another artifact: this one; None for all others."""
 
 
 class PublishBatch(msgspec.Struct, array_like=True):

@@ -60,6 +60,8 @@ class Paying:
         wait_s, renews_us = wait
         if wait_s <= SOON_S:
             after_s = 1.0 + (SOON_S - 1.0) * self._draw()
+        elif wait_s < MIN_WAIT_S:  # somebody was asked for more
+            after_s = wait_s * (1.0 + self._draw())
         elif not renews_us:
             after_s = MIN_WAIT_S + (MAX_WAIT_S - MIN_WAIT_S) * self._draw()
         else:

@@ -15,6 +15,7 @@ from flock_ray.core.scatter import NEAR_BYTES, Gather, Part, carried, chunk_key,
 from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility, Visibility, decode_visibility, narrow
 from flock_ray.core.wire import Envelope, ErrorInfo, Match, Posting, Task
+from flock_ray.engines.approving import held
 from flock_ray.engines.outputs import Output, resolve_visibility
 from flock_ray.errors import ConfigurationError, FlockError
 
@@ -126,28 +127,30 @@ class Poster:
         # Public inputs, the usual case, need no decoding.
         closed = [decode_visibility(e.visibility) for e in inputs if e.visibility is not None]
         closed += [a.visibility for a in history if not a.is_public]
-        return tuple(
-            [
-                self._post(
-                    model,
-                    id=output_id(task.id, position),
-                    correlation_id=task.correlation_id,
-                    produced_by=self._name,
-                    created_us=created_us,
-                    tags=tags,
-                    visibility=resolve_visibility(spec, model, closed)
-                    if closed or spec.visibility is not None
-                    else None,
-                    partition_key=partition_key,
-                    parents=parents,
-                    activation_id=task.id,
-                    priority=priority,
-                    via=via,
-                    scatter=scatter,
-                )
-                for position, spec, model in outputs
-            ]
-        )
+        postings: list[Posting] = []
+        for position, spec, model in outputs:
+            posting = self._post(
+                model,
+                id=output_id(task.id, position),
+                correlation_id=task.correlation_id,
+                produced_by=self._name,
+                created_us=created_us,
+                tags=tags,
+                visibility=resolve_visibility(spec, model, closed)
+                if closed or spec.visibility is not None
+                else None,
+                partition_key=partition_key,
+                parents=parents,
+                activation_id=task.id,
+                priority=priority,
+                via=via,
+                scatter=scatter,
+            )
+            if spec.approval is None:
+                postings.append(posting)
+            else:
+                postings += held(spec, model, posting, closed, self._post)
+        return tuple(postings)
 
     def error(self, task: Task, info: ErrorInfo, history: Sequence[Artifact] = ()) -> Posting:
         """Post the WorkflowError of a run, visible to nobody who could not see all of its inputs and context."""

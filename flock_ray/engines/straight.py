@@ -53,7 +53,9 @@ class StraightRun:
         """Say whether runs of an agent can go straight."""
         declared = definition.best_of or definition.calls or definition.utilities
         only = contract.specs[0] if len(contract.specs) == 1 else None
-        conditions = only is None or only.where or only.validate or only.visibility or only.fan_out
+        conditions = (
+            only is None or only.where or only.validate or only.visibility or only.fan_out or only.approval
+        )
         return (
             not (declared or conditions or function.is_async or function.wants_context)
             and only is not None

@@ -42,6 +42,7 @@ MAX_ENDS = 200_000
 """Settlements that wait for one shard; more are dropped: their worst cases stay spent."""
 SOON_S = 5.0
 LATER_S = 60.0
+ASKED_S = 30.0
 """What a refused run is told: soon when calls that run may give back enough, else later (`engines.paying`)."""
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -292,7 +293,7 @@ class Payer:
                 return hold
 
     def _waits(self, refusal: Refusal) -> bool:
-        if not refusal.may_free or refusal.terms.policy == "queue":
+        if not refusal.may_free or refusal.terms.policy in ("queue", "ask"):
             return False  # a run that may wait does so without its worker
         now = self._monotonic()
         if self._until is None:
@@ -358,8 +359,9 @@ def refused(refusal: Refusal, request: ModelRequest) -> BudgetExceededError | Mo
     found.tries = 0
     if refusal.terms.policy == "degrade" and not caller.degraded:
         found.degrade_to = refusal.terms.degrade_to
-    elif refusal.terms.policy == "queue" and refusal.what in ("nusd", "tokens", "calls"):
-        found.retry_after_s = SOON_S if refusal.may_free else LATER_S
+    elif refusal.terms.policy in ("queue", "ask") and refusal.what in ("nusd", "tokens", "calls"):
+        later_s = LATER_S if refusal.terms.policy == "queue" else ASKED_S
+        found.retry_after_s = SOON_S if refusal.may_free else later_s
         found.renews_us = refusal.renews_us
     return error
 

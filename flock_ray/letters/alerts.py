@@ -37,7 +37,15 @@ if TYPE_CHECKING:
     from flock_ray.core.definition import AgentDefinition, OutputGroup
     from flock_ray.engines.context import Context
 
-__all__ = ["AlertEngine", "AlertedLetter", "LetterAlert", "with_alerts"]
+__all__ = [
+    "AlertEngine",
+    "AlertedLetter",
+    "LetterAlert",
+    "digest_of",
+    "escaped",
+    "telling",
+    "with_alerts",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -160,17 +168,17 @@ def _plain(alert: LetterAlert) -> dict[str, Any]:
 
 def _slack(alert: LetterAlert) -> dict[str, Any]:
     count = len(alert.letters)
-    lines = [f"*{count} new dead letter{'s' if count != 1 else ''}* in `{_escaped(alert.queue)}`"]
+    lines = [f"*{count} new dead letter{'s' if count != 1 else ''}* in `{escaped(alert.queue)}`"]
     for letter in alert.letters[:SLACK_LINES]:
         message = " ".join(letter.error_message.split())[:160]
-        said = f": {_escaped(message)}" if message else ""
-        lines.append(f"• `{_escaped(letter.agent)}` {_escaped(letter.error_type)}{said} (`{letter.id}`)")
+        said = f": {escaped(message)}" if message else ""
+        lines.append(f"• `{escaped(letter.agent)}` {escaped(letter.error_type)}{said} (`{letter.id}`)")
     if count > SLACK_LINES:
         lines.append(f"… and {count - SLACK_LINES} more")
     return {"text": "\n".join(lines), "unfurl_links": False}
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape what Slack reads as markup: an error's text must neither ping a channel nor make a link."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("`", "'")
 
@@ -209,7 +217,7 @@ def with_alerts(
         if queue.webhooks or queue.callback:
             known = queues.setdefault(queue.queue, queue)
             # Also with other secrets: a receiver would refuse what the wrong one has signed.
-            if (_digest(known.webhooks), known.callback) != (_digest(queue.webhooks), queue.callback):
+            if (digest_of(known.webhooks), known.callback) != (digest_of(queue.webhooks), queue.callback):
                 raise ConfigurationError(
                     f"Agents want different alerts for the dead letter queue {queue.queue!r}: give them the same "
                     "DeadLetterQueue, or queues of their own."
@@ -233,7 +241,7 @@ def _agent(
             logger.warning("alerts to %s are not signed: set FLOCK_WEBHOOK_SECRET", hook.label)
     engine = AlertEngine(
         queue=queue.queue, webhooks=hooks, callback=queue.callback, inline=outbox is not None,
-        settings=_digest(hooks),
+        settings=digest_of(hooks),
     )  # fmt: skip
     engine.outbox = outbox  # not through the constructor, which may copy it
     builder = AgentBuilder(f"dead-letter-alerts-{queue.queue}", registry=registry)
@@ -244,11 +252,16 @@ def _agent(
     builder.with_engines(engine).max_concurrency(4).description(
         f"Alerts of the dead letter queue {queue.queue}."
     )
+    return telling(builder)
+
+
+def telling(builder: AgentBuilder) -> AgentDefinition:
+    """Return the definition of an agent that tells people of what it consumes: patiently, and of all there is."""
     builder.retry(
         ExponentialBackoff(
             initial_delay=FIRST_PAUSE, max_delay=LONGEST_PAUSE, jitter=True, max_attempts=MAX_ATTEMPTS
         ),
-        on=_may_pass,
+        on=may_pass,
     )
     definition = builder.definition_checked()
     definition.sees_all = True
@@ -259,12 +272,12 @@ def _is_of(queue: str, letter: DeadLetter) -> bool:
     return letter.queue == queue
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Try again unless the receiver, or its address, can't be right."""
     return not isinstance(error, ConfigurationError)
 
 
-def _digest(hooks: Sequence[Webhook]) -> str:
+def digest_of(hooks: Sequence[Webhook]) -> str:
     """Hash what webhooks are set to, secrets too: a changed one is deployed again."""
     digest = blake2b(digest_size=16)
     for hook in hooks:

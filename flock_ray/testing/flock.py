@@ -68,6 +68,8 @@ class VirtualFlock(Flock):
         virtual._budget_rules = flock._budget_rules + virtual._budget_rules
         virtual._components = flock._components
         virtual._mcp_servers = dict(flock._mcp_servers)
+        virtual._notifiers = flock._notifiers
+        virtual.principals = virtual.principals or flock.principals
         return virtual
 
     def _shard(self, index: int) -> Any:

@@ -26,11 +26,12 @@ def as_a_user(ray_cluster: str) -> AsAUser:
     # RAY_AUTH_MODE and RAY_AUTH_TOKEN of the run are in os.environ.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("FLOCK_")} | settings
 
-    def run(*args: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, cwd: Path = REPOSITORY, typed: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, *args],
             env=environment,
             cwd=cwd,
+            input=typed,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,

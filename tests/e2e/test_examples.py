@@ -17,7 +17,31 @@ pytestmark = pytest.mark.timeout(240)
 EXAMPLES = REPOSITORY / "examples"
 AT_ONCE = 3
 
+TYPED = {
+    "approval": """eve yes
+ann yes
+ann yes
+cleo edit 90000
+cleo yes
+ann yes prices are fine
+bob yes
+""",
+}
+"""What somebody types while an example runs."""
+
 PRINTS = {
+    "approval": [
+        "at once: bought SMALL for 500",
+        "waiting: buy ACME for 250,000; 2 of risk_manager, compliance_officer",
+        "ForbiddenError: 'eve' is not one of the approvers .*",
+        r"pending: \{'symbol': 'ACME', 'amount': 250000.0\}, approved by ann",
+        "ApprovalError: 'ann' has decided about .* already; a second decision does not count.",
+        r"pending: \{'symbol': 'ACME', 'amount': 90000.0\}, approved by nobody",
+        "ForbiddenError: 'cleo' made, asked for or edited what .* is about, so may not approve it: .*",
+        "pending: .*, approved by ann",
+        "approved: .*, approved by ann, bob",
+        "in the end: bought ACME for 90,000",
+    ],
     "batch": ["25 readings, mean 22.0", "10 readings, mean 22.0"],
     "best_of": [r"[equation]{8} \d"],
     "budget": [
@@ -79,7 +103,9 @@ Run = subprocess.CompletedProcess[str]
 def runs(as_a_user: AsAUser) -> Iterator[dict[str, Future[Run]]]:
     """All examples, started a few at a time."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {name: pool.submit(as_a_user, f"examples/{name}.py") for name in PRINTS}
+        yield {
+            name: pool.submit(as_a_user, f"examples/{name}.py", typed=TYPED.get(name, "")) for name in PRINTS
+        }
 
 
 def test_every_example_has_an_expected_output() -> None:

@@ -28,6 +28,9 @@ from tests.simulation.fanned import check_scatters_at_rest, scatters_digest
 _FAILURES = ("WorkflowError", "DeadLetter")
 """What failed activations leave on the board."""
 
+_ABOUT_OTHERS = ("DeadLetterAction", "ApprovalRequest")
+"""What is said of an activation's outputs, and is none of them."""
+
 
 class AuditCore(FailureAudit):
     """A core that is only replayed, and keeps account of everything that gates and activations did."""
@@ -157,6 +160,9 @@ def _slot_digest(core: ShardCore, slot: Slot) -> Any:
         "letter order": list(slot.letters),
         "ledger": slot.ledger,
         "fans": scatters_digest(slot),
+        "approvals": slot.approvals,
+        "approval order": list(slot.approvals),
+        "shadows": slot.shadows,
     }
 
 
@@ -193,6 +199,7 @@ def check_quiet(cores: Sequence[ShardCore]) -> None:
             assert not slot.open
             assert not slot.outbox
             assert not slot.delayed
+            assert not slot.approvals
         check_lanes(core)
     waiting = sum((check_scatters_at_rest(core) for core in cores), Counter[tuple[int, str]]())
     for slot in (slot for core in cores for slot in core.slots.values()):
@@ -254,7 +261,7 @@ class Audit:
         assert set(self.ended.values()) <= {1}
         by_activation: dict[bytes, list[Envelope]] = defaultdict(list)
         for envelope in self.board.values():
-            if envelope.activation_id is not None and envelope.type != "DeadLetterAction":
+            if envelope.activation_id is not None and envelope.type not in _ABOUT_OTHERS:
                 by_activation[envelope.activation_id].append(envelope)
         for key, outputs in by_activation.items():
             if key in self.errors:

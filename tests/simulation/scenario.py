@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -48,11 +48,11 @@ QUIET_S = 900.0
 """Virtual seconds after which a board that still works is taken to hang."""
 
 
-def run(seed: int) -> World:
+def run(seed: int, main: Callable[[World], Coroutine[Any, Any, None]] | None = None) -> World:
     """Run a seed; prints how to run it again, and what happened last, when it fails."""
     world = World(seed)
     try:
-        run_seeded(world, scenario)
+        run_seeded(world, main or scenario)
     except BaseException as error:
         shards = sorted(world.trace.concerned) or "all"
         print(f"\nseed {seed}: {type(error).__name__}: {str(error)[:500]}")

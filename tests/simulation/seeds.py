@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.simulation.mutants import FIRST, MUTANTS
+from tests.simulation.mutants import FIRST, MUTANTS, RUN_OF
 from tests.simulation.scenario import run
 
 SEEDS = range(40)
@@ -19,12 +19,12 @@ PATIENCE = 8
 """Seeds that are tried after one that was found."""
 
 
-def cost_s(seed: int) -> float | None:
+def cost_s(seed: int, name: str = "") -> float | None:
     """Return the CPU time in which a seed fails; None when it does not."""
     began = time.process_time()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            run(seed)
+            RUN_OF.get(name, run)(seed)
     except Exception:
         return time.process_time() - began
     return None
@@ -36,7 +36,7 @@ def fastest(name: str) -> int | None:
     tried = 0
     for seed in dict.fromkeys([FIRST.get(name, 0), *SEEDS]):
         with MUTANTS[name]():
-            cost = cost_s(seed)
+            cost = cost_s(seed, name)
         if cost is not None and (best is None or cost < best[0]):
             best, tried = (cost, seed), 0
         tried += 1

@@ -256,6 +256,7 @@ class SimFlock(VirtualFlock):
         await asyncio.sleep(self.world.rng.random() * 3)
         again = SimFlock(self.world, sim.num_shards)
         again._builders = dict(self._builders)
+        again.principals = self.principals
         await persist(again.start)
         return again
 

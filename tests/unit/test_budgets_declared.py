@@ -43,7 +43,7 @@ class Reply(BaseModel):
         ({"calls": True}, "whole number"),
         ({"calls": 2**60}, "whole number"),
         ({"usd": 1, "per": "week"}, "choose one of workflow, tenant, agent, day"),
-        ({"usd": 1, "on_exceeded": "ask"}, "approvals are not in this release"),
+        ({"usd": 1, "on_exceeded": "ask"}, "who decides"),
         ({"usd": 1, "on_exceeded": "panic"}, "choose"),
         ({"usd": 1, "on_exceeded": "degrade"}, "go together"),
         ({"usd": 1, "degrade_to": "cheap"}, "go together"),

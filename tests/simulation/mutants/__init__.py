@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from tests.simulation.approving import run_approvals
 from tests.simulation.mutants import (
+    approving,
     dispatching,
     failing,
     fanning,
@@ -15,14 +17,28 @@ from tests.simulation.mutants import (
     silence,
     storing,
 )
+from tests.simulation.world import World
 
 Mutant = Callable[[], AbstractContextManager[object]]
 
 MUTANTS: dict[str, Mutant] = {
     mutant.__name__: mutant
-    for module in (storing, journaling, promises, dispatching, recovering, silence, failing, fanning)
+    for module in (
+        storing,
+        journaling,
+        promises,
+        dispatching,
+        recovering,
+        silence,
+        failing,
+        fanning,
+        approving,
+    )
     for mutant in module.ALL
 }
+
+RUN_OF: dict[str, Callable[[int], World]] = {mutant.__name__: run_approvals for mutant in approving.ALL}
+"""What has to find a mutant, when it is another scenario than that of all kinds of agents."""
 
 FIRST: dict[str, int] = {
     "skip_the_epoch_check": 10,
@@ -79,5 +95,11 @@ FIRST: dict[str, int] = {
     "forget_redriven_chunks": 5,
     "merge_in_order_of_arrival": 2,
     "leave_fan_outs_open": 2,
+    "count_an_approval_twice": 0,
+    "forget_approvals": 0,
+    "forget_votes": 0,
+    "let_timeout_and_vote_both_win": 0,
+    "drop_timers_of_approvals": 0,
+    "show_to_everybody": 0,
 }
 """The seed that found a mutant last time and fast, tried before all others."""

@@ -62,6 +62,8 @@ def _of(info: msgspec.inspect.Type) -> st.SearchStrategy[object]:
         return st.lists(_of(info.item_type), max_size=2).map(tuple)
     if isinstance(info, msgspec.inspect.TupleType):
         return st.tuples(*map(_of, info.item_types))
+    if isinstance(info, msgspec.inspect.LiteralType):
+        return st.sampled_from(info.values)
     if isinstance(info, msgspec.inspect.NoneType):
         return st.none()
     if isinstance(info, msgspec.inspect.DictType):

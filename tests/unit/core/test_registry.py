@@ -442,3 +442,24 @@ def test_w6_system_artifacts_survive_as_json() -> None:
 def test_a_users_class_cannot_take_a_system_name() -> None:
     with pytest.raises(TypeRegistrationError, match="Two classes"):
         type_registry.register(type("WorkflowError", (BaseModel,), {}))
+
+
+def test_a_program_may_have_a_class_of_its_own_for_what_approvals_publish() -> None:
+    from flock_ray.core.approval_types import ApprovalRequest as Ours
+
+    registry = TypeRegistry()
+    registry.ensure(Ours)
+
+    class ApprovalRequest(BaseModel):
+        artifact: dict[str, int]
+
+    # It takes the place of ours, and who still reads with ours can do so
+    assert registry.register(ApprovalRequest).cls is ApprovalRequest
+    assert registry.resolve("ApprovalRequest") is ApprovalRequest
+    assert registry.ensure(Ours).cls is Ours
+    assert registry.resolve("ApprovalRequest") is ApprovalRequest
+    shown = b'{"artifact": {"x": 1}, "artifact_id": "i", "artifact_type": "T", "agent": "a", "shown": ""}'
+    assert isinstance(registry.validate("ApprovalRequest", 1, shown), ApprovalRequest)
+    assert isinstance(registry.validate("ApprovalRequest", 1, shown, cls=Ours), Ours)
+    with pytest.raises(TypeRegistrationError):
+        registry.register(type("ApprovalRequest", (BaseModel,), {"__module__": "elsewhere"}))

@@ -398,7 +398,7 @@ def test_what_the_board_itself_matches_is_refused_visibly_when_the_embedder_fail
     words.broken = ModelError("down")
     task = wire.Task(b"t" * 16, 1, "flock:match", "", 0, "w", (envelope,))
 
-    completion = MatchRunner(edge).run_sync(task)
+    completion = MatchRunner(edge, lambda: 0).run_sync(task)
 
     assert completion.error is not None
     assert (completion.error.type, completion.error.retryable) == ("ModelError", True)

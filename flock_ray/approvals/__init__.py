@@ -1,0 +1,1 @@
+"""Approvals: people decide whether something is published."""
