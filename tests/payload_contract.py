@@ -32,6 +32,7 @@ class Process(Protocol):
 
     async def open(self) -> list[bytes | None]:
         """Open, in another process, what it holds."""
+        ...
 
     async def drop(self) -> None:
         """Forget the handles."""

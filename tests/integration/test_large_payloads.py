@@ -14,6 +14,7 @@ import pytest
 import ray
 import ray._private.internal_api
 from pydantic import BaseModel
+from ray.exceptions import RayActorError, RayTaskError
 
 from flock_ray import BatchSpec, Flock, flock_type
 from flock_ray.actors.handles import actor_name
@@ -83,7 +84,7 @@ class RayProcess:
     async def adopt(self, offer: Any, claims: Sequence[bytes]) -> None:
         try:
             self.handles = await self.actor.adopt.remote(offer, claims)
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             raise error.cause from None
 
     async def keep(self, payloads: Sequence[bytes]) -> None:
@@ -102,7 +103,7 @@ class RayProcess:
         for _ in range(200):
             try:
                 await self.actor.pid.remote()
-            except ray.exceptions.RayActorError:
+            except RayActorError:
                 return
             await asyncio.sleep(0.05)
 
@@ -149,7 +150,7 @@ async def _gone(carrier: Any) -> None:
             if carrier is None:
                 return
             await carrier.take.remote([], [], [])
-        except ray.exceptions.RayActorError:
+        except RayActorError:
             return
         await asyncio.sleep(0.1)
     raise AssertionError("the carrier is still there")
