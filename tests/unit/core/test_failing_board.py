@@ -60,6 +60,7 @@ def act(board: FailingBoard, rng: random.Random) -> None:
         board.cancel(rng.choice("uvwxyz"))
     elif kind == "letter" and (letters := board.letters()):
         shard, slot, letter = rng.choice(letters)
+        board.look_up()
         if rng.random() < 0.3:
             shard.core.discard(slot, letter, "me", "no use", board.now)
             board.commit(shard)
