@@ -278,6 +278,7 @@ class ShardReaders(ShardSearch):
             "store": "memory" if self._keeper is None else self._keeper.store.mode,
             "workflows": sum(len(s.workflows) for s in core.slots.values()),
             "gates": sum(len(keys) for s in core.slots.values() for keys in s.gates.values()),
+            "candidates": core.candidates_by_subscription(),
             "table_version": core.table.version,
             "events": core.events.head,
             "appends": self.num_appends,

@@ -39,6 +39,12 @@ class ShardSchedules:
         answer: str = await self._enqueue("schedule", (action, name, by), 0)
         return answer
 
+    async def backfill_schedule(self, name: str, start_us: int, end_us: int, by: str) -> str:
+        """Fire the times of a range that has passed; answers `gone`, `deaf`, `full` or how many, once journaled."""
+        subject = ("backfill", (name, start_us, end_us), by)
+        answer: str = await self._enqueue("schedule", subject, 0)
+        return answer
+
     async def schedules(self) -> bytes:
         """Return all schedules of this shard: a msgpack list of `core.schedules.ScheduleRow`."""
         await self._durable()
@@ -48,6 +54,9 @@ class ShardSchedules:
         (action, what, by), core = subject, self.core
         if action == "set":
             return core.set_schedule(what, now_us)
+        if action == "backfill":
+            name, start_us, end_us = what
+            return core.backfill_schedule(name, start_us, end_us, by, now_us)
         if action == "trigger":
             return core.trigger_schedule(what, by=by, now_us=now_us)
         if action == "remove":

@@ -325,6 +325,7 @@ class Shard(
         if due is not None and due <= now_us:
             await self._offer_candidates(now_us)
             core.tick(now_us)
+            core.check_deadlines(now_us)
         answers = [(future, self._answer(kind, subject, now_us)) for kind, subject, _, future in box]
         core.fire_due(now_us)
         core.settle_local_forwards(now_us)

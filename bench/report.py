@@ -31,6 +31,7 @@ MAX_MATCH_GROWTH = 1.3
 MIN_CHUNKS_PER_S = 5_000.0
 MAX_FAN_RATIO = 1.5
 MAX_FAN_SHARD_BYTES = 200_000_000
+MAX_YEAR_S = 10.0
 MAX_QUIET_LOAD = 1.3
 
 
@@ -277,6 +278,18 @@ def _match_rows(result: dict[str, Any]) -> list[Row]:
     ]
 
 
+def _year_rows(result: dict[str, Any]) -> list[Row]:
+    seconds = result["year_s"]
+    return [
+        Row(
+            "a year with 100 daily schedules, in virtual time",
+            f"{seconds:.1f} s CPU",
+            target=f"< {MAX_YEAR_S:g} s",
+            verdict=_judge(seconds < MAX_YEAR_S),
+        )
+    ]
+
+
 def _durable_rows(results: Results) -> list[Row]:
     """Each backend beside the in-memory figure, and beside what it can do by itself."""
     memory = results.get("durable-memory")
@@ -418,6 +431,7 @@ def judge(results: Results) -> list[Row]:
         "fan_out": _fan_rows,
         "startup": _startup_rows,
         "match_cost": _match_rows,
+        "year": _year_rows,
     }
     for label, make in single.items():
         if label in good:

@@ -48,7 +48,13 @@ if TYPE_CHECKING:
         RetryStrategy,
     )
     from flock_ray.core.specs import BatchSpec, FanOutRange, FanOutSpec, JoinSpec
-    from flock_ray.core.system_types import DeadLetter, DeadLetterAction, TimerTick, WorkflowError
+    from flock_ray.core.system_types import (
+        DeadLetter,
+        DeadLetterAction,
+        DeadlineMissed,
+        TimerTick,
+        WorkflowError,
+    )
     from flock_ray.core.visibility import (
         AfterVisibility,
         AgentIdentity,
@@ -87,7 +93,13 @@ if TYPE_CHECKING:
     from flock_ray.media import File, Image
     from flock_ray.present import now
     from flock_ray.streaming import Cursor, Gap
-    from flock_ray.triggers import CronTrigger, DailyTrigger, IntervalTrigger, OnceTrigger
+    from flock_ray.triggers import (
+        CronTrigger,
+        DailyTrigger,
+        IntervalTrigger,
+        OnceTrigger,
+        SlidingWindowTrigger,
+    )
     from flock_ray.usage import ModelUsage
     from flock_ray.webhooks import Webhook
 
@@ -125,6 +137,7 @@ _HOMES = {
     "DeadLetter": "core.system_types",
     "DeadLetterAction": "core.system_types",
     "DeadLetterQueue": "dead_letters",
+    "DeadlineMissed": "core.system_types",
     "EmailNotifier": "approvals.notifiers",
     "EngineComponent": "engines.component",
     "EvalInputs": "engines.component",
@@ -170,6 +183,7 @@ _HOMES = {
     "RetryBudget": "core.retries",
     "RetryStrategy": "core.retries",
     "SQLitePersistence": "adapters.sqlite",
+    "SlidingWindowTrigger": "triggers",
     "StaticPrincipals": "approvals.principals",
     "TenantVisibility": "core.visibility",
     "TimerTick": "core.system_types",
@@ -224,6 +238,7 @@ __all__ = [
     "DeadLetter",
     "DeadLetterAction",
     "DeadLetterQueue",
+    "DeadlineMissed",
     "EmailNotifier",
     "EngineComponent",
     "EvalInputs",
@@ -269,6 +284,7 @@ __all__ = [
     "RetryBudget",
     "RetryStrategy",
     "SQLitePersistence",
+    "SlidingWindowTrigger",
     "StaticPrincipals",
     "TenantVisibility",
     "TimerTick",

@@ -15,6 +15,7 @@ from flock_ray.core.definition import AgentDefinition, Delivery, Mode, OutputGro
 from flock_ray.core.similarity import text_predicates
 from flock_ray.core.specs import BatchSpec, FanOutSpec, JoinSpec
 from flock_ray.core.visibility import AgentIdentity, Visibility, only_for
+from flock_ray.deadlines import DeadlineDeclaring
 from flock_ray.engines.tools import Tool
 from flock_ray.errors import ConfigurationError
 from flock_ray.fanning import FanDeclaring, check_fan_out
@@ -37,7 +38,9 @@ def _ignore() -> None:
     """Take notice of nothing: for a builder without a flock."""
 
 
-class AgentBuilder(BudgetDeclaring, FanDeclaring, LimitDeclaring, Retrying, McpSelecting, TimerDeclaring):
+class AgentBuilder(
+    BudgetDeclaring, FanDeclaring, LimitDeclaring, Retrying, McpSelecting, TimerDeclaring, DeadlineDeclaring
+):
     """Declares one agent. Every method returns the builder and takes effect at the next deploy.
 
     All methods raise `ConfigurationError` for what makes no sense; the declaration is then unchanged.

@@ -208,6 +208,8 @@ async def _explain_agent(board: Board, name: str) -> Why:
     counts = {sub.id: [t.__name__ for t in sub.types] for sub in definition.subscriptions}
     notes = [f"{sub}: consumes {' + '.join(types)}" for sub, types in counts.items()]
     notes.append(f"{ready} activations wait for a permit")
+    again = {name: sum(shard["candidates"].get(name, 0) for shard in stats) for name in counts}
+    notes += [f"{name}: {count} artifacts may match later" for name, count in again.items() if count]
     view = pools.get(pool)
     notes += await limit_notes(board, name)
     notes += [str(v) for v in await paused_on(board) if (v.kind, v.name) in (("board", ""), ("agent", name))]

@@ -14,6 +14,7 @@ from flock_ray.context.redacting import RedactingContextProvider
 from flock_ray.context.request import BaseContextProvider, ContextProvider, ContextRequest
 from flock_ray.context.semantic import SemanticContextProvider
 from flock_ray.context.view import ContextView
+from flock_ray.context.window import WindowContextProvider
 from flock_ray.filters import FilterConfig
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "RedactingContextProvider",
     "SemanticContextProvider",
     "TimeWindowContextProvider",
+    "WindowContextProvider",
     "estimated_tokens",
 ]

@@ -76,6 +76,7 @@ class Edge:
         not_before_us: int = 0,
         idempotent: bool = False,
         fresh: int = 0,
+        deadline_us: int = 0,
     ) -> Posting:
         """Make an artifact of a model and decide who gets it.
 
@@ -96,6 +97,7 @@ class Edge:
             not_before_us: Earliest delivery; 0 is at once.
             idempotent: The id comes from an idempotency key.
             fresh: `wire.FRESH_ID` and `wire.FRESH_WORKFLOW`, for what was drawn at random.
+            deadline_us: By when its workflow must be done; 0 is whenever.
 
         Raises:
             UnknownTypeError: The model's class is not registered.
@@ -125,7 +127,7 @@ class Edge:
         matched = self._matched(envelope, seen, not_before_us)
         return Posting(
             envelope, matched.matches, matched.signals, matched.refusals, idempotent, not_before_us, fresh,
-            matched.later,
+            matched.later, deadline_us=deadline_us,
         )  # fmt: skip
 
     def output(

@@ -20,13 +20,14 @@ from flock_ray.artifact import Artifact
 from flock_ray.budgets import Budget, Budgets, give_budgets, rules_of
 from flock_ray.components.orchestrator.declaring import ComponentDeclaring
 from flock_ray.config import RayConfig, load_ray_config, load_settings
-from flock_ray.context.choose import give_context
+from flock_ray.context.choose import give_context, give_windows
 from flock_ray.core.check import Finding, check
 from flock_ray.core.definition import AgentDefinition
 from flock_ray.core.fairness import checked_weights
 from flock_ray.core.fan_flow import closers_of
 from flock_ray.core.registry import TypeRegistry, type_registry
 from flock_ray.core.wire import CONFLICT, Posting
+from flock_ray.deadlines import deadline_us
 from flock_ray.errors import (
     BoardClosedError,
     ConfigurationError,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = ["Flock"]
 
 _workflow: ContextVar[str | None] = ContextVar("flock_workflow", default=None)
+_deadline: ContextVar[timedelta | None] = ContextVar("flock_deadline", default=None)
 
 
 class Flock(
@@ -237,6 +239,9 @@ class Flock(
             if definition.function is None:
                 definition.model = definition.model or self.model
             give_embedder(definition, self.embedder)
+        if any(definition.schedules for definition in definitions):
+            give_windows(definitions, self.context_provider)
+        for definition in definitions:
             give_context(definition, self.context_provider, has_embedder=self.embedder is not None)
         with_closers(definitions, closers_of(definitions, self._registry))
         return self._with_notices(self._with_alerts(self._with_gate(definitions)))
@@ -318,13 +323,24 @@ class Flock(
     # -- publishing ----------------------------------------------------------------------------
 
     @contextmanager
-    def workflow(self, correlation_id: str) -> Iterator[str]:
-        """Give everything published inside this correlation id, unless a call names another one."""
-        token = _workflow.set(correlation_id)
+    def workflow(self, correlation_id: str, *, deadline: timedelta | None = None) -> Iterator[str]:
+        """Give everything published inside this correlation id, unless a call names another one.
+
+        Args:
+            correlation_id: The workflow.
+            deadline: Within what time of the first publish in here it must be done; see `publish`. None: whenever.
+
+        Raises:
+            ConfigurationError: The deadline is no duration above zero.
+        """
+        if deadline is not None:
+            deadline_us(deadline, "workflow(deadline=)")
+        token, limit = _workflow.set(correlation_id), _deadline.set(deadline)
         try:
             yield correlation_id
         finally:
             _workflow.reset(token)
+            _deadline.reset(limit)
 
     async def publish(
         self,
@@ -337,6 +353,7 @@ class Flock(
         idempotency_key: str | None = None,
         priority: int = 0,
         delay: timedelta | None = None,
+        deadline: timedelta | None = None,
         tenant: str | None = None,
         budget: Budget | None = None,
     ) -> Artifact:
@@ -351,6 +368,9 @@ class Flock(
             idempotency_key: A second publish with the same key returns the first artifact.
             priority: Higher runs earlier.
             delay: Agents get it after this time; None is at once.
+            deadline: Within what time its workflow must be done: nothing of it runs, waits or is due. One that is not
+                is said to be late, once: see `DeadlineMissed`. Of several, the soonest counts. None: that of
+                `with flock.workflow(...)`.
             tenant: Whose it is, and what agents make of it; None: nobody's in particular.
             budget: What its workflow may spend; None: what it could before.
 
@@ -368,6 +388,7 @@ class Flock(
         options = {
             "visibility": visibility, "correlation_id": workflow, "tags": tags, "partition_key": partition_key,
             "idempotency_key": idempotency_key, "priority": priority, "delay": delay, "marks": marks,
+            "deadline": deadline or (None if correlation_id else _deadline.get()),
         }  # fmt: skip
         postings = await self._publisher(board).postings([obj], [options])
         return (await self._put(board, postings))[0]
@@ -390,7 +411,9 @@ class Flock(
         board = (await self._ready()).board
         workflow = correlation_id or _workflow.get() or new_workflow(idempotency_key)
         _, marks = await self.budgets.publishing(None, workflow, None, tenant, budget)
-        objects, common = list(objects), {"correlation_id": workflow, "marks": marks, **options}
+        objects = list(objects)
+        limit = None if correlation_id else _deadline.get()
+        common = {"correlation_id": workflow, "marks": marks, "deadline": limit, **options}
         each = [{**common, "idempotency_key": item_key(idempotency_key, i)} for i in range(len(objects))]
         return await self._put(board, await self._publisher(board).postings(objects, each))
 

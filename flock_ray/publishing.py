@@ -17,6 +17,7 @@ from flock_ray.core.ids import derive_id
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.visibility import PublicVisibility, Visibility
 from flock_ray.core.wire import FRESH_ID, FRESH_WORKFLOW, Posting
+from flock_ray.deadlines import deadline_us
 from flock_ray.edge import Edge
 from flock_ray.errors import ArtifactSchemaError, ConfigurationError, FlockError
 from flock_ray.ports import Clock
@@ -90,6 +91,7 @@ class Publisher:
         idempotency_key: str | None = None,
         priority: int = 0,
         delay: timedelta | None = None,
+        deadline: timedelta | None = None,
         produced_by: str = EXTERNAL,
         marks: tuple[str, ...] = (),
     ) -> Posting:
@@ -138,6 +140,7 @@ class Publisher:
             parents=parents,
             priority=priority,
             not_before_us=not_before_us,
+            deadline_us=0 if deadline is None else now_us + deadline_us(deadline, "publish(deadline=)"),
             idempotent=idempotency_key is not None,
             fresh=(0 if given_id else FRESH_ID) | (0 if given_id or correlation_id else FRESH_WORKFLOW),
         )

@@ -12,6 +12,7 @@ import msgspec
 from flock_ray.core.ids import shard_of
 from flock_ray.core.schedules import ScheduleRow, home_of_schedule
 from flock_ray.errors import ConfigurationError
+from flock_ray.triggers import moment_us
 
 if TYPE_CHECKING:
     from flock_ray.board import Board
@@ -104,6 +105,35 @@ class Schedules:
         """
         await self._order("trigger", name, by)
 
+    async def backfill(self, name: str, start: datetime, end: datetime, *, by: str = "") -> int:
+        """Fire it for the times of a range that has passed, also from before it was declared.
+
+        Each time fires once, however often it is asked for; one that it has fired by itself fires again. `fire_time`
+        (and the window, for a sliding one) are those of then. Its limits (`max_repeats`, `start`, `end`) don't matter.
+
+        Args:
+            name: Which schedule.
+            start: First moment of the range, aware.
+            end: End of the range, exclusively, aware; what is not over yet is left out.
+            by: Who wants it.
+
+        Returns:
+            How many times fired now.
+
+        Raises:
+            ConfigurationError: There is none of that name, its agent is not there, the range makes no sense or has
+                more than 1,000 times.
+        """
+        start_us, end_us = moment_us(start, "backfill(start=)"), moment_us(end, "backfill(end=)")
+        if end_us <= start_us:
+            raise ConfigurationError(f"backfill: it ends at {end} before it starts at {start}; swap them.")
+        answer = await self._ask(name, by, "backfill_schedule", name, start_us, end_us, by)
+        if answer == "full":
+            raise ConfigurationError(
+                f"Schedule {name!r} has more than 1,000 times between {start} and {end}: backfill it in parts."
+            )
+        return int(answer)
+
     async def remove(self, name: str, *, by: str = "") -> None:
         """Forget it. A program that declares it brings it back when it starts again.
 
@@ -114,18 +144,23 @@ class Schedules:
         self._forget(name)
 
     async def _order(self, action: str, name: str, by: str) -> None:
+        await self._ask(name, by, "order_schedule", action, name, by)
+
+    async def _ask(self, name: str, by: str, method: str, *args: Any) -> str:
+        """Have the home of a schedule do something; returns what it answers unless that is a refusal."""
         said: object = by
         if not isinstance(said, str) or len(said) > MAX_BY:
             raise ConfigurationError(f"by= is a text of at most {MAX_BY:,} characters.")
         board = await self._board()
         shard = shard_of(home_of_schedule(name), board.num_shards)
-        answer = await board.ask_shard(shard, "order_schedule", action, name, by)
+        answer: str = await board.ask_shard(shard, method, *args)
         if answer == "gone":
             raise await self._unknown(name)
         if answer == "deaf":
             raise ConfigurationError(
                 f"Schedule {name!r} can't fire: its agent is not on the board, or takes no ticks any more. Deploy it."
             )
+        return answer
 
     async def _unknown(self, name: str) -> ConfigurationError:
         known = ", ".join(view.name for view in (await self.list())[:20]) or "none"

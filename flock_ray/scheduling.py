@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import msgspec
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel
 
 from flock_ray.core import signature
 from flock_ray.core.binding import resolved_hints
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from flock_ray.triggers import Trigger
 
 __all__ = ["Scheduling", "TimerDeclaring"]
+
+BOUNDS = ("window_start", "window_end")
+"""Fields of a model that a sliding window fills in."""
 
 MAX_NAME = 200
 MAX_DESCRIBED = 4_000
@@ -166,10 +169,11 @@ class Scheduling:
 
         Args:
             agent: Who runs: with a `TimerTick` as its input, or, with `publish`, because it consumes what is published.
-            trigger: When: `CronTrigger`, `IntervalTrigger`, `DailyTrigger` or `OnceTrigger`.
+            trigger: When: `CronTrigger`, `IntervalTrigger`, `DailyTrigger`, `OnceTrigger` or `SlidingWindowTrigger`.
             publish: A model, published anew each time, or a function of the context (`ctx.fire_time`,
-                `ctx.timer_iteration`) that says in its return annotation what it makes. An agent `schedule-<name>`
-                publishes it.
+                `ctx.timer_iteration`, `ctx.window`) that says in its return annotation what it makes. An agent
+                `schedule-<name>` publishes it. With a sliding window, fields `window_start` and `window_end` of the
+                model are filled in.
             misfire: What becomes of times at which the board was away, halted, or the schedule paused: "skip" drops
                 them, unless the newest is less than a minute late; "fire_once" fires once for all of them; "catch_up"
                 fires for each one, at most the newest 1,000.
@@ -197,7 +201,7 @@ class Scheduling:
         if not isinstance(given, get_args(Known)):
             raise ConfigurationError(
                 f'{where} trigger={trigger!r}: give CronTrigger("0 9 * * *"), IntervalTrigger(timedelta(hours=1)), '
-                "DailyTrigger(time(9)) or OnceTrigger(datetime(...))."
+                "DailyTrigger(time(9)), OnceTrigger(datetime(...)) or SlidingWindowTrigger(window=..., slide=...)."
             )
         if misfire not in get_args(Misfire):
             raise ConfigurationError(
@@ -309,7 +313,7 @@ def _made_by(publish: object, where: str) -> tuple[list[type[BaseModel]], Callab
     """Return the types that a schedule publishes, the function that makes them, and a hash of what it does."""
     if isinstance(publish, BaseModel):
         data = publish.model_dump_json().encode()
-        return [type(publish)], _giving(publish), blake2b(data, digest_size=6).hexdigest()
+        return [type(publish)], _giving(publish, where), blake2b(data, digest_size=6).hexdigest()
     if isinstance(publish, type) or not callable(publish):
         raise ConfigurationError(
             f"{where} publish={publish!r}: give a model, as in publish=Request(...), or a function of the context."
@@ -332,11 +336,31 @@ def _made_by(publish: object, where: str) -> tuple[list[type[BaseModel]], Callab
     return list(dict.fromkeys(made)), _calling(publish), blake2b(data, digest_size=6).hexdigest()
 
 
-def _giving(model: BaseModel) -> Callable[..., Any]:
-    def give(tick: Any) -> Any:
-        return model.model_copy(deep=True)
+def _giving(model: BaseModel, where: str) -> Callable[..., Any]:
+    as_text = {name: _takes_text(model, name, where) for name in BOUNDS if name in type(model).model_fields}
+
+    def give(tick: TimerTick) -> Any:
+        bounds = {
+            name: bound.isoformat() if text else bound
+            for name, text in as_text.items()
+            if (bound := getattr(tick, name)) is not None
+        }
+        return model.model_copy(update=bounds, deep=True)
 
     return give
+
+
+def _takes_text(model: BaseModel, name: str, where: str) -> bool:
+    """Say whether a bound of a window is text in a model; a datetime otherwise."""
+    kinds = signature.classes_of(type(model).model_fields[name].annotation)
+    if datetime in kinds or AwareDatetime in kinds:
+        return False
+    if str in kinds:
+        return True
+    raise ConfigurationError(
+        f"{where} {type(model).__name__}.{name} would hold a bound of the window: make it a datetime, or name it "
+        "otherwise."
+    )
 
 
 def _calling(function: Callable[[Any], Any]) -> Callable[..., Any]:

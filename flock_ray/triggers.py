@@ -1,4 +1,4 @@
-"""When a schedule fires: `CronTrigger`, `IntervalTrigger`, `DailyTrigger`, `OnceTrigger`, checked when made."""
+"""When a schedule fires: `CronTrigger`, `IntervalTrigger`, `DailyTrigger`, `OnceTrigger`, `SlidingWindowTrigger`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "DailyTrigger",
     "IntervalTrigger",
     "OnceTrigger",
+    "SlidingWindowTrigger",
     "Trigger",
     "microseconds",
     "moment_us",
@@ -128,7 +129,46 @@ class OnceTrigger:
         return {"at": self.at.isoformat()}
 
 
-Trigger = CronTrigger | IntervalTrigger | DailyTrigger | OnceTrigger
+@dataclass(frozen=True, slots=True)
+class SlidingWindowTrigger:
+    """Every `slide`, about what came in the `window` before: windows overlap if they are longer than the slide.
+
+    It fires at whole multiples of the slide since 1970-01-01 00:00 UTC, first at the first of them that is not before
+    the declaration (or `start=`): every 15 minutes is at :00, :15, :30 and :45, whenever the program was started. The
+    tick, and what is published, carry the window's bounds; what has been created from its begin on and before its end
+    is the context of the agent that the schedule names (see `WindowContextProvider`).
+    """
+
+    window: timedelta
+    """How far back each window reaches."""
+    slide: timedelta
+    """From one window to the next."""
+    lag: timedelta = timedelta(0)
+    """Fire so much after the end of the window, for what is still on its way then; `fire_time` stays its end."""
+
+    def __post_init__(self) -> None:
+        """Refuse what are no durations above zero."""
+        for name, value in (("window", self.window), ("slide", self.slide)):
+            given: object = value
+            if not isinstance(given, timedelta) or not timedelta(0) < given <= MAX_INTERVAL:
+                raise ConfigurationError(
+                    f"SlidingWindowTrigger({name}={value!r}): give a duration above zero and below 100 years, as in "
+                    "SlidingWindowTrigger(window=timedelta(hours=1), slide=timedelta(minutes=15))."
+                )
+        microseconds(self.lag, "SlidingWindowTrigger(lag=...)")
+
+    def spec(self) -> core.Trigger:
+        """Return what a shard must know."""
+        lag_us = microseconds(self.lag, "SlidingWindowTrigger(lag=...)")
+        return core.Sliding(self.slide // _MICROSECOND, self.window // _MICROSECOND, lag_us)
+
+    def describe(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        seconds = {"window_s": self.window.total_seconds(), "slide_s": self.slide.total_seconds()}
+        return seconds | ({"lag_s": self.lag.total_seconds()} if self.lag else {})
+
+
+Trigger = CronTrigger | IntervalTrigger | DailyTrigger | OnceTrigger | SlidingWindowTrigger
 
 
 def moment_us(value: object, what: str) -> int:

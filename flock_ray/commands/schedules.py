@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from flock_ray.commands.breakers import _who
+from flock_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,6 +35,15 @@ def add_commands(schedules: argparse.ArgumentParser) -> None:
         parser.add_argument("schedule", metavar="SCHEDULE", help="its name")
         parser.add_argument("--by", metavar="WHO", help="for events and audit log; default: the user's name")
         parser.set_defaults(order=name)
+    filling = _verb(verbs, "backfill", "fire a schedule for the times of a range that has passed", _backfill)
+    filling.add_argument("schedule", metavar="SCHEDULE", help="its name")
+    filling.add_argument(
+        "--from", dest="start", metavar="TIME", required=True, help="such as 2030-01-31T09:00:00Z"
+    )
+    filling.add_argument(
+        "--to", dest="end", metavar="TIME", required=True, help="end of the range, exclusively"
+    )
+    filling.add_argument("--by", metavar="WHO", help="for events and audit log; default: the user's name")
 
 
 def _verb(verbs: Any, name: str, text: str, work: Work) -> argparse.ArgumentParser:
@@ -72,6 +82,21 @@ async def _order(schedules: Schedules, options: argparse.Namespace) -> None:
         return
     await orders[options.order](name, by=by)
     print(_line(await schedules.get(name)))
+
+
+async def _backfill(schedules: Schedules, options: argparse.Namespace) -> None:
+    start, end = _moment(options.start), _moment(options.end)
+    count = await schedules.backfill(options.schedule, start, end, by=_who(options))
+    print(f"{options.schedule}: {count} fires")
+
+
+def _moment(text: str) -> datetime:
+    """Read a time; one without a zone is in UTC."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise ConfigurationError(f"{text!r} is no time: write 2030-01-31T09:00:00Z, for instance.") from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _line(view: ScheduleView) -> str:

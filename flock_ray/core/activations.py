@@ -64,7 +64,12 @@ class ActivationDesk(FanInDesk):
             return
         slot.open[key] = activation
         self.num_open += 1
+        if self._deadlines:
+            self._watch_run(activation)
         self.dispatch.push(activation)
+
+    def _watch_run(self, run: Activation) -> None:
+        raise NotImplementedError  # DeadlineDesk's
 
     def _open_limited(self, slot: Slot, activation: Activation, now_us: int) -> None:
         raise NotImplementedError  # LaneDesk's
@@ -151,6 +156,8 @@ class ActivationDesk(FanInDesk):
             return
         slot.open[key] = activation
         self.num_open += 1
+        if self._deadlines:
+            self._watch_run(activation)
         self.dispatch.push(activation)
 
     def _counting_record(self, slot: Slot, workflow_id: str, now_us: int) -> Workflow:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 import msgspec
 
-from flock_ray.core.candidates import CandidateDesk
+from flock_ray.core.deadlines import DeadlineDesk
 from flock_ray.core.records import Cancelled
 from flock_ray.core.scatter import Part, slot_of_part
 from flock_ray.core.scatter_state import Scatter
@@ -14,7 +14,7 @@ from flock_ray.core.state import Gate, Slot
 from flock_ray.core.wire import Envelope, Forward
 
 
-class CancelDesk(CandidateDesk):
+class CancelDesk(DeadlineDesk):
     """Cancels workflows in the slots of one shard."""
 
     def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:

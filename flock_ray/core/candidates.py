@@ -236,6 +236,14 @@ class CandidateDesk(DeliveryDesk):
             if not waiting.offering:
                 self._await_offer(slot.index, name, waiting)
 
+    def candidates_by_subscription(self) -> dict[str, int]:
+        """Count the candidates of each subscription that has some."""
+        counts: dict[str, int] = {}
+        for slot in self.slots.values():
+            for name, waiting in slot.candidates.items():
+                counts[name] = counts.get(name, 0) + len(waiting.entries)
+        return counts
+
     # -- inside ---------------------------------------------------------------------------------
 
     def _asks(self, subscription: str) -> bool:

@@ -45,6 +45,8 @@ class CountingDesk:
         self.subscriptions: dict[str, SubscriptionSpec] = {}
         self.agents: dict[str, AgentInfo] = {}
         self.matched_types: set[str] = set()
+        self._deadlines: dict[str, int] = {}
+        """By agent, for those that have one: within what time a run must be done."""
         self._plain: dict[str, tuple[SubscriptionSpec, bytes]] = {}
         """Subscriptions that start an activation per artifact, with the prefix of its id."""
         self.records: list[Record] = []
@@ -136,6 +138,8 @@ class CountingDesk:
         """Called whenever nothing of a workflow is open."""
         if workflow.open:
             return
+        if workflow.deadline_us and workflow.settled:
+            workflow.deadline_us = 0  # done in time
         self.quiet.append(workflow)
         if self._max_artifacts is not None and workflow.settled:
             self._settled[workflow.slot, workflow.id] = None

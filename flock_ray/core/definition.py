@@ -169,6 +169,8 @@ class AgentDefinition:
     """`engines.fan.chunking.FanOut`, which is its function, too; None: it is no fan-out."""
     fan_in: Any = None
     """`engines.fan.merging.FanIn`, which is its function, too; None: it is no fan-in."""
+    deadline_us: int = 0
+    """Within what time of its inputs being there a run must be done; 0: whenever."""
     schedule_for: str | None = None
     """The agent that a schedule named for what this one publishes; None: it named none."""
 

@@ -10,7 +10,7 @@ from flock_ray.core.binding import counts_of
 from flock_ray.core.definition import AgentDefinition, OutputSpec, Subscription
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.signature import may_return_nothing
-from flock_ray.core.system_types import DeadLetter, DeadLetterAction, TimerTick, WorkflowError
+from flock_ray.core.system_types import DeadLetter, DeadLetterAction, DeadlineMissed, TimerTick, WorkflowError
 
 __all__ = ["OUTSIDE", "Edge", "Flow", "endless_loops", "outputs_of"]
 
@@ -40,7 +40,7 @@ class Flow:
     ) -> None:
         """Work out every edge between the agents."""
         self._registry = registry
-        own = (WorkflowError, TimerTick, DeadLetter, DeadLetterAction)
+        own = (WorkflowError, TimerTick, DeadLetter, DeadLetterAction, DeadlineMissed)
         # Those of approvals are registered by whoever consumes them, under these names.
         self._system = {registry.name_for(cls) for cls in own} | set(approval_types.__all__)
         self._outside = frozenset(published_from_outside)

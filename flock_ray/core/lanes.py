@@ -94,6 +94,8 @@ class LaneDesk(ActivationDesk):
                 return
         slot.open[activation.id] = activation
         self.num_open += 1
+        if self._deadlines:
+            self._watch_run(activation)
         if limits is None:
             self.dispatch.push(activation)
             return

@@ -445,6 +445,7 @@ def _agent_info(definition: AgentDefinition) -> AgentInfo:
         retry=None if definition.retry is None else definition.retry.spec(),
         dead_letter=None if definition.dead_letter is None else definition.dead_letter.spec(),
         weights=definition.tenant_weights,
+        deadline_us=definition.deadline_us,
     )
 
 

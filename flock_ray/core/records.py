@@ -290,6 +290,8 @@ class ScheduleFired(msgspec.Struct, array_like=True, tag="J", frozen=True):
     next_us: int
     skipped: int
     by_hand: bool = False
+    backfill: tuple[int, int] = (0, 0)
+    """The times are those of this range, its end excluded, which has passed; (0, 0): they are not."""
 
 
 class SchedulePaused(msgspec.Struct, array_like=True, tag="Q", frozen=True):
@@ -356,6 +358,15 @@ class BudgetAsked(msgspec.Struct, array_like=True, tag="BA", frozen=True):
     workflow: str
 
 
+class Late(msgspec.Struct, array_like=True, tag="LA", frozen=True):
+    """Runs and workflows are not done by when they had to be."""
+
+    at_us: int
+    slot: int
+    runs: tuple[bytes, ...]
+    workflows: tuple[str, ...]
+
+
 Record = (
     Published
     | Completed
@@ -388,6 +399,7 @@ Record = (
     | Spent
     | ApprovalDecided
     | BudgetAsked
+    | Late
 )
 
 encode_record = msgspec.msgpack.Encoder().encode

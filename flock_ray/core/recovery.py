@@ -78,6 +78,7 @@ class _Activation(msgspec.Struct, array_like=True):
     begun: bool = False
     gather: Gather | None = None
     offset: int = 0
+    late: bool = False
 
 
 class _FanIn(msgspec.Struct, array_like=True):
@@ -175,7 +176,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     opened = [
         _Activation(a.id, a.agent, a.subscription, a.correlation_id, [ref(e) for e in a.inputs], a.created_us,
                     a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us, a.failures,
-                    a.history, a.redrives, a.begun, a.gather, a.offset)
+                    a.history, a.redrives, a.begun, a.gather, a.offset, a.late)
         for a in slot.open.values()
     ]  # fmt: skip
     specs: dict[SubscriptionSpec, int] = {}
@@ -328,7 +329,7 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
         slot.open[a.id] = Activation(
             a.id, a.agent, a.subscription, slot.index, a.correlation_id, tuple(envelopes[i] for i in a.inputs),
             a.created_us, a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us,
-            a.failures, a.history, a.redrives, a.begun, a.gather, a.offset,
+            a.failures, a.history, a.redrives, a.begun, a.gather, a.offset, a.late,
         )  # fmt: skip
     for g in state.gates:
         held = {name: deque(item(i) for i in queue) for name, queue in g.held.items()}

@@ -20,8 +20,11 @@ from flock_ray.core.schedules import (
     first_time,
     home_of_schedule,
     plan,
+    times_to_fill,
+    with_range,
 )
 from flock_ray.core.state import Slot
+from flock_ray.core.triggers import Sliding
 from flock_ray.core.wire import Envelope, Match, Posting
 from flock_ray.errors import ConfigurationError
 
@@ -114,6 +117,29 @@ class ScheduleDesk(BudgetDesk):
         self._decide(now_us, "schedule.triggered", name, by)
         return OK
 
+    def backfill_schedule(self, name: str, start_us: int, end_us: int, by: str, now_us: int) -> str:
+        """Fire the times of a range that has passed, its end excluded, each once however often it is asked for.
+
+        Returns:
+            GONE, DEAF, FULL (more times than can be fired at once), or how many fired now.
+        """
+        known = self._schedule(name)
+        if known is None:
+            return GONE
+        if known.info.subscription not in self.subscriptions:
+            return DEAF
+        end_us = min(end_us, now_us)
+        times = times_to_fill(known, start_us, end_us) if start_us < end_us else []
+        if times is None:
+            return FULL
+        if times:
+            index, span = home_of_schedule(name), (start_us, end_us)
+            record = ScheduleFired(now_us, index, name, tuple(times), known.next_us, 0, True, span)
+            self._log(record)
+            self._on_schedule_fired(record)
+            self._decide(now_us, "schedule.backfilled", name, by, f"{len(times)} times")
+        return str(len(times))
+
     def fire_due(self, now_us: int) -> None:
         """Fire what is due; nothing while the board is halted. Call it in every micro-batch."""
         fires = self._fires
@@ -161,6 +187,8 @@ class ScheduleDesk(BudgetDesk):
             schedule = slot.schedules[info.name] = Schedule(info, now_us, record.anchor_us, record.next_us)
         else:
             schedule = known
+            if known.info.trigger != info.trigger:
+                known.backfilled = []  # those were other times
             known.info, known.anchor_us, known.next_us = info, record.anchor_us, record.next_us
         self._await_fire(slot, schedule)
         when = f"the next time is {iso(schedule.next_us)}" if schedule.next_us else "it is over"
@@ -176,13 +204,24 @@ class ScheduleDesk(BudgetDesk):
         if record.skipped:
             many = f"{MAX_CAUGHT_UP:,} or more" if record.skipped >= MAX_CAUGHT_UP else str(record.skipped)
             self.events.note(now_us, "schedule.missed", agent=info.agent, detail=f"{info.name}: {many} fires")
+        filled = record.backfill != (0, 0)
         for fire_us in record.fires:
-            self._publish_tick(slot, schedule, fire_us, now_us, by_hand=record.by_hand)
+            kind = b"backfill" if filled else b"tick by hand" if record.by_hand else b"tick"
+            self._publish_tick(slot, schedule, fire_us, now_us, kind)
             if not record.by_hand:
                 schedule.iteration += 1
                 schedule.last_us = fire_us
-        if record.by_hand:
+        if filled:
+            schedule.backfilled = with_range(schedule.backfilled, *record.backfill)
+            schedule.fills += 1
+            begin, end = (iso(bound) for bound in record.backfill)
+            self.events.note(
+                now_us, "schedule.backfilled", agent=info.agent,
+                detail=f"{info.name}: {len(record.fires)} fires from {begin} to {end}",
+            )  # fmt: skip
+        elif record.by_hand:
             schedule.by_hand += 1
+        if record.by_hand:
             return  # what is due by itself stays as it is
         self._await_fire(slot, schedule)
         if was_open and not schedule.next_us:
@@ -235,23 +274,20 @@ class ScheduleDesk(BudgetDesk):
             if schedule.next_us and not schedule.paused
         )
 
-    def _publish_tick(
-        self, slot: Slot, schedule: Schedule, fire_us: int, now_us: int, *, by_hand: bool
-    ) -> None:
+    def _publish_tick(self, slot: Slot, schedule: Schedule, fire_us: int, now_us: int, kind: bytes) -> None:
         """Publish the tick of one time, for the schedule's agent alone."""
-        info = schedule.info
-        number = schedule.by_hand if by_hand else fire_us
-        artifact = derive_id(
-            b"tick by hand" if by_hand else b"tick",
-            info.name.encode(),
-            b"%d" % schedule.created_us,
-            b"%d" % number,
-        )
+        info, by_hand = schedule.info, kind != b"tick"
+        number = b"%d" % (schedule.by_hand if kind == b"tick by hand" else fire_us)
+        if kind == b"backfill":
+            number += b" %d" % schedule.fills
+        artifact = derive_id(kind, info.name.encode(), b"%d" % schedule.created_us, number)
         workflow = workflow_id_for(artifact)
         payload = {
             "timer_name": info.name, "fire_time": iso(fire_us), "iteration": schedule.iteration,
             "schedule_spec": msgspec.Raw(info.described),
         }  # fmt: skip
+        if isinstance(info.trigger, Sliding):
+            payload |= {"window_start": iso(fire_us - info.trigger.window_us), "window_end": iso(fire_us)}
         envelope = Envelope(
             artifact, "TimerTick", 1, msgspec.json.encode(payload), workflow, slot_of(workflow),
             f"schedule:{info.name}", now_us,
@@ -259,5 +295,11 @@ class ScheduleDesk(BudgetDesk):
         self._publish_output(slot, Posting(envelope, (Match(info.subscription),)), now_us)
         self.events.note(
             now_us, "schedule.triggered" if by_hand else "schedule.fired", agent=info.agent, correlation_id=workflow,
-            artifact_ids=(artifact,), detail=info.name if by_hand else f"{info.name}: number {schedule.iteration}",
+            artifact_ids=(artifact,), detail=_said(info.name, kind, fire_us, schedule.iteration),
         )  # fmt: skip
+
+
+def _said(name: str, kind: bytes, fire_us: int, iteration: int) -> str:
+    if kind == b"backfill":
+        return f"{name}: for {iso(fire_us)}"
+    return name if kind == b"tick by hand" else f"{name}: number {iteration}"

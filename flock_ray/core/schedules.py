@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from flock_ray.core.ids import derive_id, slot_of
-from flock_ray.core.triggers import Interval, Once, Trigger, latest_until, next_after
+from flock_ray.core.triggers import Interval, Once, Sliding, Trigger, latest_until, next_after
 
 __all__ = ["Misfire", "Plan", "Schedule", "ScheduleInfo", "due_of", "first_time", "home_of_schedule", "plan"]
 
@@ -18,6 +18,9 @@ GRACE_US = 60_000_000
 
 LAST_US = 253_370_764_800_000_000
 """The year 9999, which no calendar here goes beyond."""
+
+MAX_RANGES = 1_000
+"""Ranges that a schedule remembers as backfilled; the oldest are forgotten."""
 
 MAX_CAUGHT_UP = 1_000
 """Missed times that are made up for at once; the newest ones."""
@@ -64,6 +67,10 @@ class Schedule(msgspec.Struct, array_like=True):
     by_hand: int = 0
     paused: bool = False
     paused_by: str = ""
+    backfilled: list[tuple[int, int]] = []
+    """Ranges of time, ends excluded, whose times have been fired by hand: ascending, with gaps between them."""
+    fills: int = 0
+    """Times that ranges were fired by hand: their ticks are named by it, too."""
 
     @property
     def due_us(self) -> int:
@@ -97,6 +104,12 @@ def home_of_schedule(name: str) -> int:
 
 def due_of(info: ScheduleInfo, time_us: int) -> int:
     """Return when the fire of a time is due: the jitter on top, the same whoever asks."""
+    if isinstance(info.trigger, Sliding):
+        return _jittered(info, time_us) + info.trigger.lag_us
+    return _jittered(info, time_us)
+
+
+def _jittered(info: ScheduleInfo, time_us: int) -> int:
     if not info.jitter_us:
         return time_us
     drawn = derive_id(b"jitter", info.name.encode(), b"%d" % time_us)
@@ -170,7 +183,9 @@ def _missed(schedule: Schedule, newest: int) -> tuple[list[int], int]:
     if at >= newest:
         return times, len(times)
     total = (
-        (newest - schedule.next_us) // trigger.us + 1 if isinstance(trigger, Interval) else 2 * MAX_CAUGHT_UP
+        (newest - schedule.next_us) // trigger.us + 1
+        if isinstance(trigger, Interval | Sliding)
+        else 2 * MAX_CAUGHT_UP
     )
     latest: list[int] = []
     back: int | None = newest
@@ -185,3 +200,34 @@ def _within(info: ScheduleInfo, time_us: int | None) -> int:
     if time_us is None or time_us > LAST_US or (info.end_us and time_us > info.end_us):
         return 0
     return time_us
+
+
+def times_to_fill(schedule: Schedule, start_us: int, end_us: int) -> list[int] | None:
+    """Return the times of a range, its end excluded, that were not backfilled before; None: there are too many."""
+    trigger, found = schedule.info.trigger, list[int]()
+    anchor = schedule.anchor_us
+    if isinstance(trigger, Interval):
+        anchor -= (
+            max(0, anchor - start_us) // trigger.us + 1
+        ) * trigger.us  # it may be from before the first time
+    at_us = next_after(trigger, start_us - 1, anchor)
+    looked = 0
+    while at_us is not None and at_us < end_us:
+        looked += 1
+        if looked > MAX_CAUGHT_UP:
+            return None
+        if not any(begin <= at_us < end for begin, end in schedule.backfilled):
+            found.append(at_us)
+        at_us = next_after(trigger, at_us, anchor)
+    return found
+
+
+def with_range(ranges: list[tuple[int, int]], start_us: int, end_us: int) -> list[tuple[int, int]]:
+    """Return ranges with one more, those that touch made one."""
+    merged: list[tuple[int, int]] = []
+    for begin, end in sorted([*ranges, (start_us, end_us)]):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
+    return merged[-MAX_RANGES:]

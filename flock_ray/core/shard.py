@@ -212,7 +212,7 @@ class ShardCore(SpendDesk):
                 self._on_ticked(record)
 
     def next_timer_us(self) -> int | None:
-        """Return when `tick`, `admit`, `fire_due` or `offers_due` is due next; None when nothing waits for a time."""
+        """Return when `tick`, `admit`, `fire_due` or `offers_due` is due next, or something is late; None: nothing."""
         times = [self._wake[0][0]] if self._wake else []
         if (admission_us := self.next_admission_us()) is not None:
             times.append(admission_us)
@@ -220,6 +220,8 @@ class ShardCore(SpendDesk):
             times.append(fire_us)
         if (offer_us := self.next_offer_us()) is not None:
             times.append(offer_us)
+        if (deadline_us := self.next_deadline_us()) is not None:
+            times.append(deadline_us)
         return min(times, default=None)
 
     def forward_in(self, forward: Forward, now_us: int) -> bool:
@@ -328,6 +330,7 @@ class ShardCore(SpendDesk):
                 self._fan_ins.setdefault(agent, []).append(spec)
         self._index_conditions()
         self._retime_candidates(record.at_us)
+        self._deadlines_installed()
         self.matched_types = {name for spec in record.table.subscriptions for name in spec.types}
 
     def _on_rehydrated(self, record: Rehydrated) -> None:

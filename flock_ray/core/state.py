@@ -58,6 +58,8 @@ class Workflow(msgspec.Struct):
     """Calls to language models by agent and model; None until there is one."""
     scatters: list[bytes] | None = None
     """Fan-outs of it whose home is this slot; None until there is one."""
+    deadline_us: int = 0
+    """By when it must be settled; 0: whenever, or it has been, or it is known to be late."""
 
     @property
     def settled(self) -> bool:
@@ -148,6 +150,8 @@ class Activation(msgspec.Struct):
     """What a run of a fan-in is about."""
     offset: int = 0
     """Outputs that a fan-out has published in parts, while it goes on."""
+    late: bool = False
+    """It was not done by its deadline, and that has been said."""
     attempt: int = 0
     """Number of the last attempt handed out; 0 before the first. Not journaled: attempts start anew
     after a recovery, fenced by the shard's epoch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -11,6 +12,7 @@ from flock_ray.core.registry import flock_type
 __all__ = [
     "DeadLetter",
     "DeadLetterAction",
+    "DeadlineMissed",
     "FailedAttempt",
     "FanInPartial",
     "LetterInput",
@@ -49,6 +51,17 @@ class TimerTick(BaseModel):
     """Counts from 0."""
     schedule_spec: dict[str, Any] = Field(default_factory=dict)
     """What was declared, as `ScheduleSpec.describe` gives it."""
+    window_start: AwareDatetime | None = None
+    """Of a `SlidingWindowTrigger`: the window that the tick is about begins then."""
+    window_end: AwareDatetime | None = None
+    """It ends then, exclusively; the fire time."""
+
+    @property
+    def window(self) -> tuple[datetime, datetime] | None:
+        """Begin and end of the window; None: the tick is about none."""
+        if self.window_start is None or self.window_end is None:
+            return None
+        return self.window_start, self.window_end
 
 
 class FailedAttempt(BaseModel):
@@ -137,3 +150,26 @@ class FanInPartial(BaseModel):
     """What one run of a reduce has merged and another one merges further; its fields are those of the result."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+
+
+@flock_type(name="DeadlineMissed")
+class DeadlineMissed(BaseModel):
+    """A run or a workflow was not done by when it had to be; published only if an agent consumes it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Literal["run", "workflow"]
+    correlation_id: str
+    agent: str = ""
+    """Of a run."""
+    activation_id: str | None = None
+    """Of a run, in hexadecimal."""
+    due: AwareDatetime
+    missed_at: AwareDatetime
+    """When the board took note of it: later than `due` if it was away."""
+    open: int = 0
+    """Of a workflow: runs that are not done."""
+    waiting: int = 0
+    """Of a workflow: inputs that wait for others."""
+    delayed: int = 0
+    """Of a workflow: deliveries that wait for a time."""

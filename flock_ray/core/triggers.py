@@ -25,6 +25,7 @@ __all__ = [
     "Daily",
     "Interval",
     "Once",
+    "Sliding",
     "Trigger",
     "check_cron",
     "latest_until",
@@ -71,7 +72,16 @@ class Once(msgspec.Struct, array_like=True, tag="once", frozen=True):
     at_us: int
 
 
-Trigger = Cron | Interval | Daily | Once
+class Sliding(msgspec.Struct, array_like=True, tag="slide", frozen=True):
+    """Every so often, at whole multiples of it since 1970; each time is about what came in the window before."""
+
+    us: int
+    window_us: int
+    lag_us: int = 0
+    """Fires so much after the end of the window."""
+
+
+Trigger = Cron | Interval | Daily | Once | Sliding
 
 
 def next_after(trigger: Trigger, after_us: int, anchor_us: int = 0) -> int | None:
@@ -88,6 +98,8 @@ def next_after(trigger: Trigger, after_us: int, anchor_us: int = 0) -> int | Non
         if after_us < anchor_us:
             return anchor_us
         return anchor_us + ((after_us - anchor_us) // trigger.us + 1) * trigger.us
+    if isinstance(trigger, Sliding):
+        return (after_us // trigger.us + 1) * trigger.us
     try:
         return _next_local(trigger, after_us)
     except (OverflowError, ValueError):  # beyond the year 9999
@@ -102,6 +114,8 @@ def latest_until(trigger: Trigger, until_us: int, anchor_us: int = 0) -> int | N
         if until_us < anchor_us:
             return None
         return anchor_us + (until_us - anchor_us) // trigger.us * trigger.us
+    if isinstance(trigger, Sliding):
+        return until_us // trigger.us * trigger.us
     zone = zone_of(trigger.tz)
     local = _local(until_us, zone)
     if isinstance(trigger, Daily):

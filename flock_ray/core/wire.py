@@ -91,6 +91,8 @@ class Posting(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """The subscription that it was offered to again: matching is about this one alone."""
     approval: ApprovalAsk | None = None
     """It is the request to approve another artifact: this one; None for all others."""
+    deadline_us: int = 0
+    """By when its workflow must be done; 0: whenever."""
 
 
 class PublishBatch(msgspec.Struct, array_like=True):
@@ -412,6 +414,8 @@ class AgentInfo(msgspec.Struct, array_like=True, frozen=True):
     limits: LimitSpec | None = None
     weights: tuple[tuple[str, float], ...] = ()
     """Tenants whose share of the agent's time is not 1."""
+    deadline_us: int = 0
+    """Within what time of its inputs being there a run must be done; 0: whenever."""
 
 
 class TypeInfo(msgspec.Struct, array_like=True, frozen=True):

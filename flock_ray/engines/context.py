@@ -70,6 +70,8 @@ class Context:
     """Which tick of its schedule this is, from 0; None when no timer triggered the run."""
     fire_time: datetime | None = None
     """When the timer was due, aware; None when no timer triggered the run."""
+    window: tuple[datetime, datetime] | None = None
+    """Begin and end, exclusively, of the sliding window that the timer is about; None: there is none."""
     groups: tuple[int, ...] = ()
     """Sizes of the groups in the inputs of a batch of joins; empty otherwise."""
     hooks: RunHooks = field(default=RunHooks(), repr=False, compare=False)

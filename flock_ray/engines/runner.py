@@ -292,6 +292,7 @@ class AgentRunner:
             trigger_type="artifact" if timer is None else "timer",
             timer_iteration=None if timer is None else timer.iteration,
             fire_time=None if timer is None else timer.fire_time,
+            window=None if timer is None else timer.window,
             groups=task.groups,
             hooks=hooks_of(self._services, task, notes),
         )

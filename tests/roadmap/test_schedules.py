@@ -1,4 +1,4 @@
-"""Roadmap, "Time-Based Scheduling": the cron schedule and the hybrid of events and time, as printed."""
+"""Roadmap, "Time-Based Scheduling": cron, sliding windows, and the hybrid of events and time, as printed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 from pydantic import BaseModel
 
-from flock_ray import CronTrigger, Flock, flock_type, now
+from flock_ray import Context, CronTrigger, Flock, SlidingWindowTrigger, flock_type, now
 from flock_ray.testing import VirtualFlock, run_virtual
 
 
@@ -60,6 +60,61 @@ def test_a_report_is_requested_daily_at_nine() -> None:
             requests = [a for a in await flock.store.list() if a.type == "roadmap.ReportRequest"]
             assert [(a.created_at.hour, a.created_at.minute) for a in requests] == [(9, 0)] * 3
             assert await flock.store.get_by_type(DailyReport) == [DailyReport(text="daily_summary")] * 3
+
+    run_virtual(main())
+
+
+@flock_type(name="roadmap.Sale")
+class Sale(BaseModel):
+    amount: int
+
+
+@flock_type(name="roadmap.AnalysisRequest")
+class AnalysisRequest(BaseModel):
+    kind: str = "trend"
+    window_start: real_datetime | None = None
+    window_end: real_datetime | None = None
+
+
+@flock_type(name="roadmap.Trend")
+class Trend(BaseModel):
+    hour_from: str
+    amounts: list[int]
+
+
+def declare_trend_analyzer(flock: Flock) -> None:
+    flock.schedule(
+        agent="trend_analyzer",
+        trigger=SlidingWindowTrigger(
+            window=timedelta(hours=1),
+            slide=timedelta(minutes=15)
+        ),
+        publish=AnalysisRequest()  # AnalysisRequest(...)
+    )  # fmt: skip
+
+
+def test_a_trend_is_analysed_every_quarter_of_an_hour_over_the_hour_before() -> None:
+    def analyse(ctx: Context, request: AnalysisRequest) -> Trend:
+        assert request.window_start is not None
+        amounts = [a.payload["amount"] for a in ctx.artifacts if a.type == "roadmap.Sale"]
+        return Trend(hour_from=f"{request.window_start:%H:%M}", amounts=sorted(amounts))
+
+    async def main() -> None:
+        await asyncio.sleep(60)
+        async with VirtualFlock() as flock:
+            declare_trend_analyzer(flock)
+            flock.agent("trend_analyzer").consumes(AnalysisRequest).publishes(Trend).runs(analyse)
+            for amount in range(8):
+                await flock.publish(Sale(amount=amount))  # at 00:01, and every ten minutes
+                await asyncio.sleep(600)
+            trends = await flock.store.get_by_type(Trend)
+            assert {trend.hour_from: trend.amounts for trend in trends} == {
+                "23:15": [0, 1],
+                "23:30": [0, 1, 2],
+                "23:45": [0, 1, 2, 3, 4],
+                "00:00": [0, 1, 2, 3, 4, 5],
+                "00:15": [2, 3, 4, 5, 6, 7],
+            }
 
     run_virtual(main())
 

@@ -163,6 +163,8 @@ def _slot_digest(core: ShardCore, slot: Slot) -> Any:
         "approvals": slot.approvals,
         "approval order": list(slot.approvals),
         "shadows": slot.shadows,
+        "schedules": slot.schedules,
+        "candidates": slot.candidates,
     }
 
 
@@ -279,8 +281,13 @@ class Audit:
                 if posting.envelope.type == PARTIAL:
                     continue  # on its way to the next run of the same fan-in
                 matched = tables[agents].match(posting.envelope, None)
-                wanted = {m.subscription for m in matched.matches}
-                assert {m.subscription for m in posting.matches} == wanted, posting.envelope
+                wanted, found = ({m.subscription for m in p.matches} for p in (matched, posting))
+                if posting.offered:
+                    assert found <= wanted & {posting.offered}
+                    continue
+                # What was to match later does by now.
+                assert found | set(posting.candidates) == wanted, posting.envelope
+                assert found.isdisjoint(posting.candidates)
                 assert posting.refusals == matched.refusals
 
     def check_singles(self) -> None:
@@ -290,8 +297,8 @@ class Audit:
                 envelope = posting.envelope
                 if envelope.correlation_id in self.cancelled:
                     continue
-                for match in posting.matches:
-                    spec = core.subscriptions[match.subscription]
+                for name in (*(match.subscription for match in posting.matches), *posting.candidates):
+                    spec = core.subscriptions[name]
                     if spec.kind != "single" or self._is_held(spec, envelope):
                         continue
                     key = activation_id(spec.agent, spec.id, (envelope.id,), 0)

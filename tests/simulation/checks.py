@@ -114,6 +114,7 @@ def check_events(core: AuditCore) -> None:
         if envelope.type == "DeadLetter":
             assert envelope.id in about("dead_letter.created") or not is_ours(core, envelope)
     assert set(core.failures) <= about("activation.retried")
+    assert {key for kind, key in core.late if kind == "run"} <= about("deadline.missed")
 
 
 def is_ours(core: AuditCore, envelope: Envelope) -> bool:

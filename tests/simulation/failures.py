@@ -13,9 +13,10 @@ from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Activation, Lane, Slot
 from flock_ray.core.wire import LimitSpec, RetrySpec, Run
 from tests.simulation.fanned import FanAudit
+from tests.simulation.timed import TimedAudit
 
 
-class FailureAudit(FanAudit):
+class FailureAudit(FanAudit, TimedAudit):
     """The half of `AuditCore` that keeps account of failures and limits while it is replayed."""
 
     def __init__(self, owned: Iterable[int]) -> None:

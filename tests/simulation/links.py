@@ -8,7 +8,6 @@ from typing import Any
 
 from flock_ray.actors.shard import Shard
 from flock_ray.core import wire
-from flock_ray.core.ids import activation_id
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.ports import PeerGoneError
 from flock_ray.testing.local import sent
@@ -33,6 +32,9 @@ class SimLink:
         async def call(*args: Any) -> Any:
             if method == "forward":
                 check_forwards(self._world, args[0])
+            elif method == "run":
+                tasks = wire.decode_run(args[0]).tasks
+                self._world.matching.update(task.id for task in tasks if task.agent == MATCH_AGENT)
             return await asyncio.shield(self._world.send(self._travel(method, args)))
 
         return call
@@ -110,21 +112,13 @@ def check_completed(world: World, shard: int, blob: bytes, answer: bytes) -> Non
         unfinished = completion.split is not None and completion.split.more
         if (completion.retry is not None or unfinished) and world.is_open(shard, completion):
             continue
-        if completion.id in world.disks[shard].ended or _is_match(completion):
+        if completion.id in world.disks[shard].ended or completion.id in world.matching:
             continue
         if completion.retry is not None:
             # It came late, and the result of the next attempt is on its way to the disk: the end of the run tells.
             world.owed[completion.id] = shard
         elif not world.has_moved(completion):  # a deploy has brought it to another slot: it runs again there
             world.broken(shard, f"G2: result of {completion.id.hex()[:8]} was taken and is not on the disk")
-
-
-def _is_match(completion: wire.Completion) -> bool:
-    """Say whether it comes from the board's own agent, which has no rows."""
-    if not completion.outputs:
-        return completion.error is not None
-    envelope = completion.outputs[0].envelope
-    return completion.id == activation_id(MATCH_AGENT, "", (envelope.id,), 0) or envelope.type == "SimDeed"
 
 
 def check_acked(world: World, shard: int, _: bytes, answer: bytes) -> None:

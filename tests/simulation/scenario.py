@@ -36,6 +36,7 @@ from tests.simulation.fanned import check_fans, has_fans
 from tests.simulation.limited import operate
 from tests.simulation.simulator import SimBoard, SimFlock, persist, run_seeded
 from tests.simulation.store import SimStore
+from tests.simulation.timed import check_times, publish_docs, wait_for_the_clock
 from tests.simulation.workload import Story, declare, deploy_late, lose_payloads, make_trouble, publish_some
 from tests.simulation.world import World
 
@@ -80,7 +81,7 @@ async def live(world: World, story: Story) -> None:
     trouble = make_trouble(world, story, rng.choice((0, 3, 6, 12)))
     operators = operate(world, story, rng.choice((0, 2, 6)))
     others = deploy_late(world, story), look_inside(world, story), lose_payloads(world, story)
-    await asyncio.gather(*jobs, trouble, operators, *others)
+    await asyncio.gather(*jobs, trouble, operators, publish_docs(world, story), *others)
     await settle(world, story)
     if has_fans(world):  # somebody looks after the dead letters: fan-ins wait for that
         await persist(lambda: story.flock.dead_letters.redrive_all(by="sim"))
@@ -172,6 +173,7 @@ async def settle(world: World, story: Story) -> None:
     if not idle:
         status = [await shard.stats() for shard in story.flock.sim.alive()]
         raise AssertionError(f"the board never came to rest: {status} {await story.flock.pools()}")
+    await wait_for_the_clock(story)
     await asyncio.sleep(5)  # acknowledgements and reports that are still on their way
 
 
@@ -202,6 +204,7 @@ async def check_all(world: World, story: Story) -> None:
     audit.check_gates()
     audit.check_letters()
     check_fans(audit)
+    check_times(cores, [shard.core for shard in shards])
     agents = [definition.name for definition in flock._definitions()]
     check_visibility(audit, world.disks.values(), agents)
 

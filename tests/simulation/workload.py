@@ -16,6 +16,7 @@ from flock_ray.core.visibility import PrivateVisibility
 from tests.simulation.fanned import Bundle, declare_fanned, has_fans
 from tests.simulation.limited import Chore, declare_limited
 from tests.simulation.simulator import SimFlock, persist
+from tests.simulation.timed import declare_timed
 from tests.simulation.world import MANY, World
 
 
@@ -127,6 +128,7 @@ def declare(flock: SimFlock, world: World) -> None:
     declare_limited(flock, world)
     if has_fans(world):
         declare_fanned(flock, world)
+    declare_timed(flock, world)
 
 
 def declare_late(flock: SimFlock) -> None:

@@ -105,6 +105,8 @@ class World:
         """(shard, request) of everything that was published."""
         self.owed: dict[bytes, int] = {}
         """Activations that have to end yet, with the shard that said that it knows of the failure of an attempt."""
+        self.matching: set[bytes] = set()
+        """Activations of the board's own agent, which have no rows."""
         self.lives: dict[int, list[ShardCore]] = {}
         """By shard: the cores of all its processes so far, the newest last."""
 
@@ -140,13 +142,13 @@ class World:
         self.breakdowns.append(AssertionError(text))
 
     def has_moved(self, completion: Completion) -> bool:
-        """Say whether an activation is open in another slot than the one that handed it out, or on its way there."""
-        return any(
-            (slot.index != completion.slot and completion.id in slot.open)
-            or any(f.run is not None and f.run.id == completion.id for f in slot.outbox.values())
-            for lives in self.lives.values()
-            for core in lives
-            for slot in core.slots.values()
+        """Say whether an activation is in another slot than the one that handed it out, on its way there, or over."""
+        key = completion.id
+        every = (slot for cores in self.lives.values() for core in cores for slot in core.slots.values())
+        return any(key in disk.ended for disk in self.disks.values()) or any(
+            (slot.index != completion.slot and key in slot.open)
+            or any(f.run is not None and f.run.id == key for f in slot.outbox.values())
+            for slot in every
         )
 
     def is_open(self, shard: int, completion: Completion) -> bool:

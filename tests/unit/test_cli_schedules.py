@@ -65,3 +65,15 @@ def test_a_schedule_that_is_not_there_is_an_error(board: None, capsys: Any) -> N
     assert main(["schedules", "pause", "shop", "nobody"]) == 2
 
     assert "no schedule 'nobody' on this board; there are: cleaner, yearly" in capsys.readouterr().err
+
+
+def test_a_schedule_is_fired_for_a_past_range(board: None, capsys: Any) -> None:
+    span = ["--from", "2020-01-01", "--to", "2022-06-01T00:00:00+02:00"]
+    for _ in range(2):
+        assert main(["schedules", "backfill", "shop", "yearly", *span, "--by", "ann"]) == 0
+    assert main(["schedules", "backfill", "shop", "yearly", "--from", "soon", "--to", "later"]) == 2
+
+    out, err = capsys.readouterr()
+
+    assert out.splitlines() == ["yearly: 3 fires", "yearly: 0 fires"]
+    assert "'soon' is no time" in err

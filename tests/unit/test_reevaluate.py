@@ -106,6 +106,8 @@ def test_why_says_when_it_is_asked_again() -> None:
             (answer,) = (await flock.why(artifact)).answers
             assert (answer.state, answer.matched) == ("candidate", False)
             assert answer.detail.startswith("asked again at 2026-01-0")
+            notes = (await flock.why("checker")).notes
+            assert "checker/ReevaluateTestDocument: 1 artifacts may match later" in notes
             status = await flock.workflow_status(artifact.correlation_id or "")
             assert not (status.open or status.waiting or status.delayed)
 

@@ -16,6 +16,7 @@ from tests.simulation.mutants import (
     recovering,
     silence,
     storing,
+    timing,
 )
 from tests.simulation.world import World
 
@@ -33,6 +34,7 @@ MUTANTS: dict[str, Mutant] = {
         failing,
         fanning,
         approving,
+        timing,
     )
     for mutant in module.ALL
 }
@@ -101,5 +103,11 @@ FIRST: dict[str, int] = {
     "let_timeout_and_vote_both_win": 0,
     "drop_timers_of_approvals": 0,
     "show_to_everybody": 0,
+    "lose_timers_of_schedules": 5,
+    "fire_the_last_time_again": 1,
+    "match_candidates_twice": 1,
+    "snapshot_without_candidates": 1,
+    "lose_deadlines": 4,
+    "forget_who_was_late": 4,
 }
 """The seed that found a mutant last time and fast, tried before all others."""

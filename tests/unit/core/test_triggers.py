@@ -287,3 +287,42 @@ def test_croniter_finds_the_same_times_in_a_zone_without_changes(
     assert next_after(Cron(trigger.expression), us(start.replace(tzinfo=UTC))) == us(
         expected.replace(tzinfo=UTC)
     )
+
+
+# -- another independent implementation: croniter's own iteration ----------------------------------
+
+
+CRONS = [
+    "0 9 * * *", "*/15 * * * *", "0 0 29 2 *", "0 0 31 * *", "0 12 1 */3 *", "5 4 * * 1-5", "0 0 13 * fri",
+    "59 23 31 12 *", "10,40 8-10 1-7 * *",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", CRONS)
+@pytest.mark.parametrize("year", [2024, 2096])
+def test_what_is_due_over_the_years_is_what_croniter_finds(expression: str, year: int) -> None:
+    """Over leap days, and the year 2100, which has none."""
+    begin = datetime(year, 1, 31, 23, 59, tzinfo=UTC)
+    other = croniter(expression, begin)
+
+    moment = us(begin)
+    for _ in range(40):
+        due = next_after(Cron(expression), moment)
+        assert due is not None
+        assert EPOCH + timedelta(microseconds=due) == other.get_next(datetime)
+        assert latest_until(Cron(expression), due) == due
+        moment = due
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "Asia/Kolkata"])
+def test_times_that_no_change_of_clocks_touches_are_what_croniter_finds_in_a_zone(zone: str) -> None:
+    """Where clocks are changed the two differ on purpose; at noon they never are."""
+    begin = datetime(2023, 3, 20, tzinfo=ZoneInfo(zone))
+    other = croniter("0 12 * * *", begin)
+
+    moment = us(begin)
+    for _ in range(40):
+        due = next_after(Cron("0 12 * * *", zone), moment)
+        assert due is not None
+        assert due == us(other.get_next(datetime))
+        moment = due
