@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from flock_ray.actors.approvals import approved_postings, approved_workflows
 from flock_ray.actors.keeping import Keeper
 from flock_ray.actors.letters import postings_of, workflows_of
 from flock_ray.core import wire
+from flock_ray.core.claims import claim_for, is_claim
 from flock_ray.core.shard import ShardCore
 
 __all__ = ["ShardLookups"]
@@ -32,8 +35,14 @@ class ShardLookups:
             missing = {key for key in due.ids if key not in held}
             if keeper is not None and missing:
                 found = await keeper.patiently(partial(keeper.store.get, missing))
-                held |= {envelope.id: envelope for _, envelope in found}
+                held |= {envelope.id: self._as_held(envelope) for _, envelope in found}
             core.offer(due, [held[key] for key in due.ids if key in held], now_us)
+
+    def _as_held(self, envelope: wire.Envelope) -> wire.Envelope:
+        """Return a stored artifact as a shard has it: a large payload stays in the store, and is only claimed."""
+        if len(envelope.payload) <= self.core.inline_limit or is_claim(envelope.payload):
+            return envelope
+        return msgspec.structs.replace(envelope, payload=claim_for(envelope.payload))
 
     async def _look_up(self, keeper: Keeper, box: list[Any], now_us: int) -> None:
         """Have at hand what the batch refers to and memory no longer has."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from flock_ray import Artifact, BatchSpec, Context, JoinSpec, flock_type
+from flock_ray import Artifact, BatchSpec, Context, JoinSpec, flock_type, now
 from flock_ray.adapters.memory_payloads import MemoryPayloads
 from flock_ray.context_provider import CorrelatedContextProvider
 from flock_ray.core import wire
@@ -468,5 +468,31 @@ def test_a_small_payload_is_no_claim() -> None:
             assert flock.local.shards[0] is not None
             assert not any(is_claim(e.payload) for e in flock.local.shards[0].core.index)
             assert held_for(flock) == 0
+
+    run_virtual(main())
+
+
+def test_a_large_payload_that_matches_later_stays_in_no_shard(kept: Kept | None) -> None:
+    """Also when it has left memory: a look at it must not bring it back there."""
+
+    async def slowly(page: Page) -> Summary:
+        await asyncio.sleep(10_000)
+        return Summary(n=page.n, length=len(page.text))
+
+    async def main() -> None:
+        ripe = now() + timedelta(days=3)
+        for turn in range(1 if kept is None else 2):
+            flock = VirtualFlock(persistence=kept)
+            flock.agent("sum").consumes(
+                Page, where=lambda page: now() >= ripe and page.text == BIG, reevaluate=timedelta(days=1)
+            ).publishes(Summary).runs(slowly).max_concurrency(3)
+            async with flock:
+                if not turn:
+                    await flock.publish_many([Page(n=n) for n in range(3)])
+                for _ in range(52 if turn or kept is None else 4):
+                    await asyncio.sleep(7200)
+                    assert held_in(flock) <= LIMIT
+                if turn or kept is None:
+                    assert [s.length for s in await flock.store.get_by_type(Summary)] == [5000] * 3
 
     run_virtual(main())
