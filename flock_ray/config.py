@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from flock_ray.errors import ConfigurationError
 
 __all__ = ["FlockSettings", "RayConfig", "load_ray_config", "load_settings"]
 
 
-class RayConfig(BaseSettings):
+class _Environment(PydanticBaseSettingsSource):
+    """What the environment says; looked for again only after it has changed, as that takes milliseconds."""
+
+    _known: ClassVar[dict[type[BaseSettings], tuple[list[tuple[str, str]], dict[str, Any]]]] = {}
+
+    def __init__(self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._source = source
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return what the environment says of one field."""
+        return self._source.get_field_value(field, field_name)
+
+    def __call__(self) -> dict[str, Any]:
+        """Return what it says of all of them."""
+        now = [(name, value) for name, value in os.environ.items() if name.upper().startswith("FLOCK_")]
+        known = self._known.get(self.settings_cls)
+        if known is None or known[0] != now:
+            known = self._known[self.settings_cls] = (now, self._source())
+        return dict(known[1])
+
+
+class _Settings(BaseSettings):
+    """Reads arguments and the environment, and nothing else."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Say where values come from, the first that has one first."""
+        return init_settings, _Environment(settings_cls, env_settings)
+
+
+class RayConfig(_Settings):
     """How to reach Ray. Environment: `FLOCK_RAY_ADDRESS`, `FLOCK_RAY_NUM_CPUS`, ..."""
 
     model_config = SettingsConfigDict(env_prefix="FLOCK_RAY_", frozen=True)
@@ -26,7 +66,7 @@ class RayConfig(BaseSettings):
     """Whether what agents print in workers appears in the driver's output."""
 
 
-class FlockSettings(BaseSettings):
+class FlockSettings(_Settings):
     """Settings of a Flock."""
 
     model_config = SettingsConfigDict(env_prefix="FLOCK_", frozen=True)

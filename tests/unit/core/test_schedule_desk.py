@@ -104,7 +104,7 @@ def next_true(shard: Shard) -> int | None:
     return min(due, default=None)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_every_time_fires_once_whatever_dies(seed: int) -> None:
     rng = random.Random(seed)
     board = ScheduleBoard()

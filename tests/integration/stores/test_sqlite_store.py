@@ -52,7 +52,7 @@ def shard_file(place: SQLitePersistence) -> Path:
 @contextmanager
 def writer(place: SQLitePersistence, batches: int) -> Iterator[subprocess.Popen[str]]:
     """Run another process that writes to the board; it is killed in the end."""
-    command = [sys.executable, "-m", "tests.unit.adapters.sqlite_writer", str(place.path), str(batches)]
+    command = [sys.executable, "-m", "tests.integration.stores.sqlite_writer", str(place.path), str(batches)]
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
