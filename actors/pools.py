@@ -147,7 +147,8 @@ class PoolKeeper:
     async def _make_ready(self, entry: WorkerEntry) -> None:
         pool = self._pools.get(pool_of(entry.id))
         try:
-            while entry.version < self._version:
+            # Without packages there is nothing to install yet: whoever deploys them brings them to all workers.
+            while self._packages and entry.version < self._version:
                 await self._install_at(entry)
         except Exception as error:  # it died, or can't load an agent
             if pool is not None:

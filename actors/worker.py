@@ -270,13 +270,16 @@ class Worker(WorkerClaims):
         self._rematch.difference_update(ids)
 
     async def install(self, version: int, agents: dict[str, bytes]) -> int:
-        """Take a version of the board's agents; an older one changes nothing.
+        """Take a version of the board's agents; an older one changes nothing, nor does one without code.
+
+        A router that has come back knows the version from the shards before it has any code: who matched with an empty
+        table under that number would find that nobody gets anything, and the shards would believe it.
 
         Raises:
             Exception: Whatever loading an agent raised, for instance a missing module.
         """
         async with self._installing:
-            if version > self._edge.table.version:
+            if version > self._edge.table.version and agents:
                 table, changed = await self._offload(self._load, version, agents)
                 self._switch(table, agents, changed)
         return self._edge.table.version
