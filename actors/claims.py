@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ROOM_BYTES = 32 * 1024 * 1024
+ROOM_BYTES = 16 * 1024 * 1024
 """Payloads on their way to or from the store that a shard has in memory; one always fits."""
 
 Key = tuple[bytes, bytes]

@@ -8,7 +8,9 @@ within that node's store, and the caller owns what a call returns. The shard see
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
+import mmap
 import os
 import pickle
 import time
@@ -16,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
+import ray._private.worker
 from ray.exceptions import (
     GetTimeoutError,
     ObjectStoreFullError,
@@ -32,6 +35,8 @@ from flock_ray.errors import BackpressureError, PayloadLostError
 from flock_ray.ports import PeerGoneError
 
 logger = logging.getLogger(__name__)
+
+api: Any = ray._private.worker
 
 PACK_BYTES = 1_000_000
 """Small payloads of one message share an object of about this size: see `INLINE_BYTES`."""
@@ -55,9 +60,18 @@ Offer = tuple[str, list[Any]]
 class RayPayloads:
     """A `PayloadStore` on Ray, for one process of a board."""
 
-    def __init__(self, namespace: str) -> None:
-        """Work for a board."""
+    def __init__(self, namespace: str, *, gives_back: bool = False) -> None:
+        """Work for a board.
+
+        Args:
+            namespace: Of the board.
+            gives_back: What was read does not count as memory of this process any longer than it is read: for
+                shards, which pass much on and use nothing of it.
+        """
         self._namespace = namespace
+        self._gives_back = gives_back
+        # Everything here that blocks does so in threads.
+        api.blocking_get_inside_async_warned = api.blocking_wait_inside_async_warned = True
         self._node: str | None = None
         self._carriers: dict[str, Any] = {}
 
@@ -106,7 +120,10 @@ class RayPayloads:
 
     async def open(self, handles: Sequence[Handle]) -> list[bytes | None]:
         """Read payloads, from whatever node they are on."""
-        return await asyncio.to_thread(_read, list(handles))
+        payloads = await asyncio.to_thread(_read, list(handles))
+        if self._gives_back:
+            await asyncio.to_thread(give_pages_back)
+        return payloads
 
 
 def packs_of(sizes: Sequence[int]) -> Iterator[int]:
@@ -162,6 +179,23 @@ def _read(handles: list[Handle]) -> list[bytes | None]:
         except RayError:
             packs.update((ref, pack) for ref in ready if (pack := _pack(ref)) is not None)
     return [None if ref not in packs else bytes(packs[ref][place]) for ref, place in handles]
+
+
+def give_pages_back() -> None:
+    """Take the pages of the object store that this process has read out of its memory; they stay in the store.
+
+    A process maps the whole store once, and each page that it has ever read counts as resident. Reading a page again
+    maps it again.
+    """
+    try:
+        with open("/proc/self/maps") as maps:
+            areas = [line.split()[0].split("-") for line in maps if "/plasma" in line]
+        libc = ctypes.CDLL(None)
+        for first, last in areas:
+            start = int(first, 16)
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(int(last, 16) - start), mmap.MADV_DONTNEED)
+    except (OSError, AttributeError):
+        logger.debug("pages of the object store stay mapped", exc_info=True)
 
 
 def _pack(ref: Any) -> Any:

@@ -94,7 +94,7 @@ class RayShard(Shard):
             index, plan.num_shards, owned,
             store=None if plan.persistence is None else plan.persistence.store(plan.namespace, index, owned),
             clock=SystemClock(), peers=RayPeers(plan.namespace), settings=plan.shard,
-            payloads=RayPayloads(plan.namespace), run_id=plan.run_id,
+            payloads=RayPayloads(plan.namespace, gives_back=True), run_id=plan.run_id,
         )  # fmt: skip
         peers = RayPeers(plan.namespace)
         self.gateways = lambda: [peers.gateway(number) for number in range(plan.models.num_gateways)]

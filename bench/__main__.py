@@ -14,8 +14,8 @@ from bench.report import judge, table
 from bench.runner import Job, run_here, run_job
 
 NAMES = (
-    "match_cost", "startup", "chain", "slow_async", "model_calls", "overload", "fan_out", "board_size", "durable",
-    "recovery", "naive", "year", "toy",
+    "match_cost", "startup", "chain", "slow_async", "model_calls", "overload", "fan_out", "board_size", "large",
+    "durable", "recovery", "naive", "year", "toy",
 )  # fmt: skip
 """In the order they run; `toy` alone is for working on the toy."""
 SHARDS = (1, 2, 4)
@@ -29,6 +29,9 @@ def _jobs(names: list[str], *, quick: bool) -> list[Job]:
             continue
         if name == "durable":
             jobs += [Job("durable", {"quick": quick, "backend": b}, f"durable-{b}") for b in BACKENDS]
+            continue
+        if name == "large":
+            jobs += [Job("large", {"quick": quick, "backend": b}, f"large-{b}") for b in BACKENDS[:2]]
             continue
         if name == "recovery":
             # A million artifacts on a busy machine.

@@ -33,6 +33,8 @@ MAX_FAN_RATIO = 1.5
 MAX_FAN_SHARD_BYTES = 200_000_000
 MAX_YEAR_S = 10.0
 MAX_QUIET_LOAD = 1.3
+MAX_LARGE_RATIO = 1.5
+MAX_LARGE_SHARD_BYTES = 200_000_000
 
 
 class Row(NamedTuple):
@@ -409,6 +411,39 @@ def _fan_rows(result: dict[str, Any]) -> list[Row]:
     ]  # fmt: skip
 
 
+def _large_rows(results: Results) -> list[Row]:
+    """Agents beside plain Ray tasks on the same chunks, and what the shard's process had at most."""
+    rows: list[Row] = []
+    for backend in ("memory", "sqlite"):
+        result = results.get(f"large-{backend}")
+        if result is None:
+            continue
+        ours, tasks = result["large"], result.get("tasks")
+        name = f"{result['chunks']:,} chunks of 1 MB, made, counted and merged, {backend}"
+        if tasks is None:
+            rows.append(Row(name, f"{ours['seconds']:.1f} s"))
+        else:
+            ratio = ours["seconds"] / tasks["seconds"]
+            rows.append(
+                Row(
+                    f"{name} (column toy: Ray tasks)", f"{ours['seconds']:.1f} s", f"{tasks['seconds']:.1f} s",
+                    f"{ratio:.2f}x", f"<= {MAX_LARGE_RATIO:g}x", _judge(ratio <= MAX_LARGE_RATIO),
+                )
+            )  # fmt: skip
+        cpu = ", ".join(f"{role} {us / 1000:.1f}" for role, us in list(ours["cpu_us_per_chunk"].items())[:6])
+        rows.append(Row(f"CPU ms per chunk, {backend}", cpu))
+        for key, what in (("large", ""), ("small", ", ten times the chunks of a tenth")):
+            if key in result:
+                peak = result[key]["shard_peak_bytes"]
+                rows.append(
+                    Row(
+                        f"peak memory of the shard, {backend}{what}", f"{peak / 1e6:.0f} MB",
+                        target=f"< {MAX_LARGE_SHARD_BYTES / 1e6:.0f} MB", verdict=_judge(peak < MAX_LARGE_SHARD_BYTES),
+                    )
+                )  # fmt: skip
+    return rows
+
+
 def judge(results: Results) -> list[Row]:
     """Turn results by job label into rows; a failed job is a row with the verdict ERROR."""
     good = {label: result for label, result in results.items() if "error" not in result}
@@ -436,7 +471,7 @@ def judge(results: Results) -> list[Row]:
     for label, make in single.items():
         if label in good:
             rows += make(good[label])
-    rows += _durable_rows(good) + _recovery_rows(good)
+    rows += _large_rows(good) + _durable_rows(good) + _recovery_rows(good)
     rows += [Row(label, results[label]["error"], verdict="ERROR") for label in results.keys() - good.keys()]
     return rows + _load_rows(results)
 
