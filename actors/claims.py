@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 ROOM_BYTES = 16 * 1024 * 1024
 """Payloads on their way to or from the store that a shard has in memory; one always fits."""
 
+OPEN_S = 60.0
+"""Longest wait for a payload that was just adopted."""
+
 Key = tuple[bytes, bytes]
 """Artifact and claim."""
 Holding = tuple[bytes, Any]
@@ -147,7 +150,7 @@ class ShardClaims:
             return await self._deliver_with(kind, blob, keys, handles, [None] * len(keys), 0)
         size = sum(payload_bytes(claim) for _, claim in keys)
         async with self._room.take(size):
-            bodies = await self._payloads.open(handles)
+            bodies = await self._payloads.open(handles, OPEN_S)
             if None in bodies:
                 raise PayloadLostError("A payload was lost before the store had it. Publish it again.")
             return await self._deliver_with(kind, blob, keys, handles, bodies, size)

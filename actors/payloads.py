@@ -46,8 +46,8 @@ CHUNK = 100
 """References that are waited for with one call."""
 ADOPT_S = 120.0
 """Longest wait for a carrier."""
-READ_S = 120.0
-"""Longest wait for an object; a node that is gone is noticed much sooner."""
+LINGER_S = 2.0
+"""How long references are kept that were read: others read the same then. See `flock_ray.claiming.ATTEMPTS`."""
 GONE_AFTER_S = 20.0
 """A carrier that finds no router for so long ends itself: its board is gone."""
 
@@ -70,10 +70,11 @@ class RayPayloads:
         """
         self._namespace = namespace
         self._gives_back = gives_back
-        # Everything here that blocks does so in threads.
-        api.blocking_get_inside_async_warned = api.blocking_wait_inside_async_warned = True
+        _say_nothing_of_threads()
         self._node: str | None = None
         self._carriers: dict[str, Any] = {}
+        self._lingering: dict[Any, float] = {}
+        """References that were read lately, and when they go; the oldest first."""
 
     async def offer(self, payloads: Sequence[bytes]) -> Offer:
         """Put payloads into the object store of this node."""
@@ -118,12 +119,31 @@ class RayPayloads:
             raise _known(error) from error
         return objects
 
-    async def open(self, handles: Sequence[Handle]) -> list[bytes | None]:
+    async def open(self, handles: Sequence[Handle], wait_s: float) -> list[bytes | None]:
         """Read payloads, from whatever node they are on."""
-        payloads = await asyncio.to_thread(_read, list(handles))
+        self._linger(handles)
+        payloads = await asyncio.to_thread(_read, list(handles), wait_s)
         if self._gives_back:
             await asyncio.to_thread(give_pages_back)
         return payloads
+
+    def _linger(self, handles: Sequence[Handle]) -> None:
+        """Keep references for a while; a timer lets them go, so that nothing stays because nobody reads any more."""
+        until = time.monotonic() + LINGER_S
+        for ref, _ in handles:
+            self._lingering.pop(ref, None)
+            self._lingering[ref] = until
+        asyncio.get_running_loop().call_later(LINGER_S + 0.1, self._let_go)
+
+    def _let_go(self) -> None:
+        now = time.monotonic()
+        for ref in [ref for ref, until in list(self._lingering.items()) if until <= now]:
+            self._lingering.pop(ref, None)
+
+
+def _say_nothing_of_threads() -> None:
+    """Keep Ray from warning of calls that block: here they do so in threads, which Ray does not look at."""
+    api.blocking_get_inside_async_warned = api.blocking_wait_inside_async_warned = True
 
 
 def packs_of(sizes: Sequence[int]) -> Iterator[int]:
@@ -167,17 +187,17 @@ def _known(error: BaseException) -> Exception:
     return PayloadLostError(f"The payload is gone before the board had it ({cause}). It is made again.")
 
 
-def _read(handles: list[Handle]) -> list[bytes | None]:
+def _read(handles: list[Handle], wait_s: float) -> list[bytes | None]:
     """Read payloads with few calls; each becomes bytes of this process, for whoever decodes it."""
     refs = list(dict.fromkeys(ref for ref, _ in handles))
     packs: dict[Any, Any] = {}
     for start in range(0, len(refs), CHUNK):
         chunk = refs[start : start + CHUNK]
-        ready, _ = ray.wait(chunk, num_returns=len(chunk), timeout=READ_S)
+        ready, _ = ray.wait(chunk, num_returns=len(chunk), timeout=wait_s)
         try:
             packs.update(zip(ready, ray.get(ready), strict=True))
         except RayError:
-            packs.update((ref, pack) for ref in ready if (pack := _pack(ref)) is not None)
+            packs.update((ref, pack) for ref in ready if (pack := _pack(ref, wait_s)) is not None)
     return [None if ref not in packs else bytes(packs[ref][place]) for ref, place in handles]
 
 
@@ -198,10 +218,10 @@ def give_pages_back() -> None:
         logger.debug("pages of the object store stay mapped", exc_info=True)
 
 
-def _pack(ref: Any) -> Any:
+def _pack(ref: Any, wait_s: float) -> Any:
     """Read one object of a chunk in which one is lost."""
     try:
-        return ray.get(ref, timeout=READ_S)
+        return ray.get(ref, timeout=wait_s)
     except (RayError, GetTimeoutError):
         return None
 
@@ -220,6 +240,7 @@ class Carrier:
 
     def __init__(self, namespace: str) -> None:
         """Begin to work."""
+        _say_nothing_of_threads()
         self._router = RayPeers(namespace).router()
         self._attached = asyncio.ensure_future(self._stay_attached())
 

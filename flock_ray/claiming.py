@@ -28,6 +28,9 @@ BULK = 32
 PATIENCE_S = 15.0
 """How long a shard that restarts is waited for."""
 RETRY_S = 0.2
+ATTEMPTS = ((False, 1.0), (False, 60.0), (True, 60.0))
+"""(what was answered before is lost, seconds to wait). Ray may forget that it has an object whose reference a process
+drops and gets anew at the same moment; then it never comes, until it is asked for again (0.4 % of such reads)."""
 
 Key = tuple[bytes, bytes]
 """Artifact and claim: two attempts may make different artifacts under one id."""
@@ -150,16 +153,18 @@ class Claiming:
         found: dict[Key, bytes] = {}
         for place, keys in by_shard.items():
             for part in by_bytes(list(keys), lambda key: payload_bytes(key[1])):
-                missing = await self._read(place, part, found, again=False)
-                if missing:
-                    await self._read(place, missing, found, again=True)
+                for is_lost, wait_s in ATTEMPTS:
+                    if part:
+                        part = await self._read(place, part, found, lost=is_lost, wait_s=wait_s)
         return found
 
-    async def _read(self, place: int, keys: list[Key], found: dict[Key, bytes], *, again: bool) -> list[Key]:
-        """Read payloads of one shard's artifacts; returns those that are lost."""
-        answers = await self._ask(place, keys, again)
+    async def _read(
+        self, place: int, keys: list[Key], found: dict[Key, bytes], *, lost: bool, wait_s: float
+    ) -> list[Key]:
+        """Read payloads of one shard's artifacts; returns those that are lost, or did not come in time."""
+        answers = await self._ask(place, keys, lost)
         handles = [answer for answer in answers if answer is not None and not isinstance(answer, bytes)]
-        opened = iter(await self._store.open(handles)) if handles else iter(())
+        opened = iter(await self._store.open(handles, wait_s)) if handles else iter(())
         missing: list[Key] = []
         for key, answer in zip(keys, answers, strict=True):
             if isinstance(answer, bytes):  # erased, or there was no room to hold it
@@ -172,12 +177,12 @@ class Claiming:
                 found[key] = payload
         return missing
 
-    async def _ask(self, place: int, keys: list[Key], again: bool) -> list[Any]:
+    async def _ask(self, place: int, keys: list[Key], lost: bool) -> list[Any]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + PATIENCE_S
         while True:
             try:
-                answers: list[Any] = await self._shard(place).payloads(keys, again)
+                answers: list[Any] = await self._shard(place).payloads(keys, lost)
                 return answers
             except PeerGoneError as gone:
                 if gone.final or loop.time() >= deadline:

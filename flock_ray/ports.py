@@ -328,8 +328,8 @@ class PayloadStore(Protocol):
         """
         ...
 
-    async def open(self, handles: Sequence[Any]) -> list[bytes | None]:
-        """Read what any process of the board holds; None for what is lost."""
+    async def open(self, handles: Sequence[Any], wait_s: float) -> list[bytes | None]:
+        """Read what any process of the board holds; None for what is lost, or not here within the time."""
         ...
 
 

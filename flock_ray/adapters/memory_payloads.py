@@ -63,6 +63,6 @@ class MemoryPayloads:
         self._held.update(held)
         return held
 
-    async def open(self, handles: Sequence[_Held]) -> list[bytes | None]:
+    async def open(self, handles: Sequence[_Held], wait_s: float) -> list[bytes | None]:
         """Read payloads; None for those of a process that died."""
         return [None if held.by.dead else held.payload for held in handles]

@@ -20,6 +20,7 @@ from flock_ray import BatchSpec, Flock, flock_type
 from flock_ray.actors.handles import actor_name
 from flock_ray.actors.payloads import RayPayloads
 from flock_ray.adapters.sqlite import SQLitePersistence
+from flock_ray.core.system_types import WorkflowError
 from flock_ray.ports import PeerGoneError
 from tests.payload_contract import PayloadContract, Process
 
@@ -91,7 +92,7 @@ class RayProcess:
         self.handles = await self.actor.keep.remote(payloads)
 
     async def open(self) -> list[bytes | None]:
-        return await RayPayloads(self.namespace).open(self.handles)
+        return await RayPayloads(self.namespace).open(self.handles, 30.0)
 
     async def drop(self) -> None:
         self.handles = []
@@ -211,6 +212,20 @@ async def test_a_worker_that_is_killed_leaves_what_it_published(new_flock: NewFl
     await wait_for(reported, "no report")
     [report] = await flock.store.get_by_type(Report)
     assert sorted(report.sizes) == [150_000, 200_000, MB]
+
+
+async def test_many_runs_read_the_same_payloads_at_once(new_flock: NewFlock) -> None:
+    # Regression: Ray never gave objects whose references were dropped and borrowed again at the same moment
+    flock = new_flock(max_workers=2)
+    for number in range(4):
+        flock.agent(f"read-{number}").consumes(Blob).publishes(Report).runs(
+            lambda b: Report(sizes=[len(b.data)])
+        ).max_concurrency(8)
+    for start in range(0, 300, 30):
+        await flock.publish_many([Blob(n=n, data="x" * 110_000) for n in range(start, start + 30)])
+    await flock.run_until_idle(timeout=100)
+    assert await flock.store.count(Report) == 1200
+    assert await flock.store.count(WorkflowError) == 0
 
 
 async def test_payloads_never_reach_the_shard_and_are_freed(new_flock: NewFlock) -> None:

@@ -28,7 +28,7 @@ class MemoryProcess:
         self.handles = await self.store.keep(payloads)
 
     async def open(self) -> list[bytes | None]:
-        return await MemoryPayloads().open(self.handles)
+        return await MemoryPayloads().open(self.handles, 30.0)
 
     async def drop(self) -> None:
         self.handles = []
