@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from flock_ray.actors.searching import ShardSearch
+from flock_ray.actors.searching import MAX_PAGE_BYTES, ShardSearch
 from flock_ray.core.index import CountQuery
 from flock_ray.core.rows import ArtifactQuery
 from flock_ray.core.status import WorkflowPart, artifact_fate, stored_fate, stored_part, workflow_part
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_READ = 1000
 """Most artifacts or events one read returns."""
+
+FIRST_PAGE = 64
+"""Artifacts that are read from the store before it is known how large they are."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -168,11 +171,27 @@ class ShardReaders(ShardSearch):
         index = self.core.index
         if self._keeper is not None and after < index.floor:
             query = ArtifactQuery(() if type_name is None else (type_name,), correlation_id=workflow)
-            return await self._keeper.store.read(query, after, limit)
+            return await self._read_stored(self._keeper, query, after, limit)
         seqs = None if workflow is None else self._seqs_of(workflow)
         head = self._head()
         found = index.read(after, type_name=type_name, seqs=seqs)
         return list(islice(takewhile(lambda entry: entry[0] <= head, found), limit))
+
+    async def _read_stored(
+        self, keeper: Keeper, query: ArtifactQuery, after: int, limit: int
+    ) -> list[tuple[int, Envelope]]:
+        """Read from the store until there is enough for one reply; large payloads come in small pages."""
+        found: list[tuple[int, Envelope]] = []
+        total, page = 0, FIRST_PAGE
+        while len(found) < limit and total < MAX_PAGE_BYTES:
+            asked = min(page, limit - len(found))
+            part = await keeper.store.read(query, found[-1][0] if found else after, asked)
+            found += part
+            total += sum(len(envelope.payload) for _, envelope in part)
+            if len(part) < asked:
+                break
+            page *= 4
+        return found
 
     def _seqs_of(self, workflow: str) -> list[int]:
         parts = [s.workflows[workflow].seqs for s in self.core.slots.values() if workflow in s.workflows]
