@@ -86,6 +86,8 @@ class RayPayloads:
     async def keep(self, payloads: Sequence[bytes]) -> list[Handle]:
         """Put payloads of this process, which owns them, into the object store of this node."""
         refs = await asyncio.to_thread(_put, [[pickle.PickleBuffer(p)] for p in payloads])
+        if self._gives_back:
+            await asyncio.to_thread(give_pages_back)
         return [(ref, 0) for ref in refs]
 
     async def adopt(self, offer: Offer, claims: Sequence[bytes]) -> list[Handle]:
