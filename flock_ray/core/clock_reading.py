@@ -98,7 +98,7 @@ def _is_clock(found: Any, chain: tuple[str, ...]) -> bool:
     if chain[-1] not in NAMES:
         return False
     if found is _UNKNOWN:
-        return len(chain) > 1 or chain[0] != "time"
+        return chain != ("time",)
     return not isinstance(found, (ModuleType, type, date, datetime)) and callable(
         getattr(found, "__func__", found)
     )

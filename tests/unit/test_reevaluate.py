@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -153,7 +154,7 @@ def test_a_predicate_that_raises_refuses_the_artifact_for_good() -> None:
     assert len(asked) == 3
 
 
-async def _events(flock: Flock, kind: str) -> Any:
+async def _events(flock: Flock, kind: str) -> AsyncIterator[Any]:
     for blob in await (await flock._ready_board()).each("event_list", 0, [kind], None, 100, 0):
         from flock_ray.board import _events as decode
 
