@@ -12,6 +12,7 @@ import msgspec
 
 from flock_ray.core import wire
 from flock_ray.core.claims import is_claim
+from flock_ray.core.ids import slot_of
 from flock_ray.core.index import CountQuery
 from flock_ray.core.records import Record, Rehydrated, encode_frame
 from flock_ray.core.recovery import Recovery, snapshot_shard, snapshot_slot
@@ -209,9 +210,12 @@ class Keeper:
         return found, await self.store.workflows(names) if names else []
 
     def _miss_workflow(self, envelope: wire.Envelope, names: set[str]) -> None:
-        slot = self._core.slots.get(envelope.slot)
-        if slot is not None and envelope.correlation_id not in slot.workflows:
-            names.add(envelope.correlation_id)
+        places = {envelope.slot}
+        if envelope.partition_key is not None:  # gates of the workflow are where its name says
+            places.add(slot_of(envelope.correlation_id))
+        for slot in (self._core.slots.get(place) for place in places):
+            if slot is not None and envelope.correlation_id not in slot.workflows:
+                names.add(envelope.correlation_id)
 
     async def start_count(self, query: CountQuery) -> None:
         """Count once in the store; from then on the index keeps the count up to date."""

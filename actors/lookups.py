@@ -77,13 +77,18 @@ class ShardLookups:
             await keeper.look_up(postings, made, workflows, now_us)
 
     def _reopened(self, forwards: list[wire.Forward]) -> set[str]:
-        """Return the workflows of which something runs again, and whose record is not in memory."""
+        """Return the workflows of which something runs or is collected again, and whose record is not in memory."""
         slots = self.core.slots
         return {
             f.workflow
             for f in forwards
             if f.kind == "settle" and f.delta[0] > 0
             and f.target in slots and f.workflow not in slots[f.target].workflows
+        } | {
+            f.posting.envelope.correlation_id
+            for f in forwards
+            if f.kind == "match" and f.posting is not None
+            and f.target in slots and f.posting.envelope.correlation_id not in slots[f.target].workflows
         }  # fmt: skip
 
     def _charged(self, completions: list[wire.Completion]) -> set[str]:

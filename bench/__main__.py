@@ -15,7 +15,7 @@ from bench.runner import Job, run_here, run_job
 
 NAMES = (
     "match_cost", "startup", "chain", "slow_async", "model_calls", "overload", "fan_out", "board_size", "large",
-    "durable", "recovery", "naive", "year", "toy",
+    "durable", "recovery", "naive", "year", "toy", "early_decisions",
 )  # fmt: skip
 """In the order they run; `toy` alone is for working on the toy."""
 SHARDS = (1, 2, 4)

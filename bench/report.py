@@ -35,6 +35,7 @@ MAX_YEAR_S = 10.0
 MAX_QUIET_LOAD = 1.3
 MAX_LARGE_RATIO = 1.5
 MAX_LARGE_SHARD_BYTES = 200_000_000
+MIN_EARLY_SAVING = 0.30
 
 
 class Row(NamedTuple):
@@ -218,6 +219,24 @@ def _overload_rows(result: dict[str, Any]) -> list[Row]:
             verdict=_judge(slower <= MAX_REDRIVE_RATIO),
         ),
     ]
+
+
+def _early_rows(result: dict[str, Any]) -> list[Row]:
+    """Calls that were answered are paid in full; those that had begun when the decision fell are cancelled."""
+    rows = []
+    for at_once in ("9", "3", "1"):
+        part = result[at_once]
+        good = part["same_decisions"] and part["saved_answered"] >= MIN_EARLY_SAVING
+        rows.append(
+            Row(
+                f"votes of {result['reviewers']} on {result['contents']} contents, {at_once} at once: answered, begun",
+                f"{part['early']['answered']:,}, {part['early']['begun']:,} of {part['full']['answered']:,}",
+                ratio=f"-{part['saved_answered']:.0%}, -{part['saved_begun']:.0%}",
+                target=f"answered <= -{MIN_EARLY_SAVING:.0%}, same decisions",
+                verdict=_judge(good),
+            )
+        )
+    return rows
 
 
 def _model_rows(result: dict[str, Any]) -> list[Row]:
@@ -464,6 +483,7 @@ def judge(results: Results) -> list[Row]:
         "model_calls": _model_rows,
         "overload": _overload_rows,
         "fan_out": _fan_rows,
+        "early_decisions": _early_rows,
         "startup": _startup_rows,
         "match_cost": _match_rows,
         "year": _year_rows,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from flock_ray.core.conditions import Until, When
     from flock_ray.core.notifications import Notification
     from flock_ray.core.registry import flock_tool, flock_type, upcaster
+    from flock_ray.core.results import Aggregated
     from flock_ray.core.retention import RetentionPolicy
     from flock_ray.core.retries import (
         ExponentialBackoff,
@@ -48,6 +49,12 @@ if TYPE_CHECKING:
         RetryStrategy,
     )
     from flock_ray.core.specs import BatchSpec, FanOutRange, FanOutSpec, JoinSpec
+    from flock_ray.core.strategies import (
+        AggregationStrategy,
+        SessionWindow,
+        SlidingWindow,
+        TumblingWindow,
+    )
     from flock_ray.core.system_types import (
         DeadLetter,
         DeadLetterAction,
@@ -111,6 +118,8 @@ _HOMES = {
     "AgentComponent": "engines.component",
     "AgentComponentConfig": "engines.component",
     "AgentIdentity": "core.visibility",
+    "Aggregated": "core.results",
+    "AggregationStrategy": "core.strategies",
     "Agreement": "approvals.views",
     "Approval": "approvals.views",
     "ApprovalDecision": "core.approval_types",
@@ -183,10 +192,13 @@ _HOMES = {
     "RetryBudget": "core.retries",
     "RetryStrategy": "core.retries",
     "SQLitePersistence": "adapters.sqlite",
+    "SessionWindow": "core.strategies",
+    "SlidingWindow": "core.strategies",
     "SlidingWindowTrigger": "triggers",
     "StaticPrincipals": "approvals.principals",
     "TenantVisibility": "core.visibility",
     "TimerTick": "core.system_types",
+    "TumblingWindow": "core.strategies",
     "TwoStepAdapter": "engines.llm.upstream",
     "Until": "core.conditions",
     "Visibility": "core.visibility",
@@ -212,6 +224,8 @@ __all__ = [
     "AgentComponent",
     "AgentComponentConfig",
     "AgentIdentity",
+    "Aggregated",
+    "AggregationStrategy",
     "Agreement",
     "Approval",
     "ApprovalDecision",
@@ -284,10 +298,13 @@ __all__ = [
     "RetryBudget",
     "RetryStrategy",
     "SQLitePersistence",
+    "SessionWindow",
+    "SlidingWindow",
     "SlidingWindowTrigger",
     "StaticPrincipals",
     "TenantVisibility",
     "TimerTick",
+    "TumblingWindow",
     "TwoStepAdapter",
     "Until",
     "Visibility",

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from flock_ray import agent_checks as checks
+from flock_ray.aggregating import AggregateDeclaring, with_result_engine
 from flock_ray.approvals.declaring import ApprovalSpec, with_approval
 from flock_ray.budgets import BudgetDeclaring
 from flock_ray.core import signature
@@ -39,7 +40,14 @@ def _ignore() -> None:
 
 
 class AgentBuilder(
-    BudgetDeclaring, FanDeclaring, LimitDeclaring, Retrying, McpSelecting, TimerDeclaring, DeadlineDeclaring
+    AggregateDeclaring,
+    BudgetDeclaring,
+    FanDeclaring,
+    LimitDeclaring,
+    Retrying,
+    McpSelecting,
+    TimerDeclaring,
+    DeadlineDeclaring,
 ):
     """Declares one agent. Every method returns the builder and takes effect at the next deploy.
 
@@ -90,7 +98,7 @@ class AgentBuilder(
         Raises:
             ConfigurationError: The function of `.runs()` does not fit consumes() and publishes().
         """
-        definition = self._definition
+        definition = with_result_engine(self._definition)
         check_fan_out(definition)
         if definition.function is not None:
             for subscription in definition.subscriptions:
@@ -421,11 +429,12 @@ class AgentBuilder(
         options = {
             "join": subscription.join is not None,
             "batch": subscription.batch is not None,
+            "aggregate": subscription.aggregate is not None,
             "from_agents": sorted(subscription.from_agents),
             "tags": sorted(subscription.tags),
             "mode": "" if subscription.mode == "both" else subscription.mode,
             "delivery": "" if subscription.delivery == "all" else subscription.delivery,
-            "scope": subscription.scope,
+            "scope": None if subscription.aggregate is not None else subscription.scope,
             "semantic": [dataclasses.astuple(predicate) for predicate in subscription.semantic],
         }
         given = {key: value for key, value in options.items() if value}

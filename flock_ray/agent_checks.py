@@ -271,6 +271,9 @@ def pool_spec(
     )
 
 
+_MARKS = ("join", "batch", "aggregate")
+
+
 def subscription_id(
     agent: str, type_names: Sequence[str], options: Mapping[str, object], *, taken: set[str]
 ) -> str:
@@ -282,12 +285,12 @@ def subscription_id(
         agent: Name of the agent.
         type_names: Registered names, repeated for counts; their order does not matter, so that
             `consumes(A, B)` and `consumes(B, A)` keep each other's waiting inputs.
-        options: What tells subscriptions apart, defaults left out: `join` and `batch` are marks,
-            the rest (JSON values) is hashed. An option added in a later release leaves old ids alone.
+        options: What tells subscriptions apart, defaults left out: `join`, `batch` and `aggregate` are
+            marks, the rest (JSON values) is hashed. An option added in a later release leaves old ids alone.
         taken: The ids that the agent has already.
     """
-    marks = [mark for mark in ("join", "batch") if options.get(mark)]
-    rest = {key: value for key, value in options.items() if key not in ("join", "batch")}
+    marks = [mark for mark in _MARKS if options.get(mark)]
+    rest = {key: value for key, value in options.items() if key not in _MARKS}
     if rest:
         text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
         marks.append(blake2b(text.encode(), digest_size=4).hexdigest())

@@ -74,6 +74,10 @@ def fingerprint(definition: AgentDefinition, spec: wire.TableSpec) -> str:
     functions: list[Any] = [definition.function, definition.calls]
     functions += [predicate for sub in definition.subscriptions for predicate in sub.where]
     functions += [sub.join.by for sub in definition.subscriptions if sub.join is not None]
+    for sub in definition.subscriptions:
+        if sub.aggregate is not None:
+            functions += sub.aggregate.functions()
+            digest.update(sub.aggregate.digest())
     if definition.limits is not None:
         functions += definition.limits.functions()
         digest.update(definition.limits.digest())

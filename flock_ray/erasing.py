@@ -123,6 +123,8 @@ def copies(core: ShardCore, forwards: Iterable[Forward]) -> Iterator[tuple[int |
             yield from ((slot.index, item.envelope) for gate in keys.values() for item in gate.items())
         for held in slot.held.values():
             yield from ((slot.index, envelope) for envelope, _ in held)
+        for items in slot.kept.values():
+            yield from ((slot.index, item.envelope) for item in items)
         yield from ((slot.index, f.posting.envelope) for f in slot.outbox.values() if f.posting is not None)
     yield from ((None, forward.posting.envelope) for forward in forwards if forward.posting is not None)
 

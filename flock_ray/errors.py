@@ -8,6 +8,7 @@ FlockError                     code, retryable, http_status are class data; surv
 |  |                           PayloadLostError
 |  `- ArtifactSchemaError      UnknownTypeError
 |- RoutingError                NoSubscriberError  LoopGuardError  UnknownAgentError (a KeyError)
+|                              AggregateIncompleteError
 |- AgentError                  AgentTimeoutError (a TimeoutError)  AgentCrashedError
 |  |                           OutputContractError  NoEngineError
 |  |                           ContextProviderError  BudgetExceededError
@@ -39,6 +40,13 @@ from flock_ray.error_artifacts import (
     VersionConflictError,
 )
 from flock_ray.error_base import FlockError, safe_error_text
+from flock_ray.store_errors import (
+    LeaseLostError,
+    StaleEpochError,
+    StoreCorruptError,
+    StoreError,
+    StoreUnavailableError,
+)
 
 __all__ = [
     "AccessError",
@@ -46,6 +54,7 @@ __all__ = [
     "AgentError",
     "AgentNotPicklableError",
     "AgentTimeoutError",
+    "AggregateIncompleteError",
     "ApprovalDeniedError",
     "ApprovalError",
     "ApprovalExpiredError",
@@ -156,6 +165,13 @@ class LoopGuardError(RoutingError):
     text = (
         "The workflow runs in a loop. Give it an exit (where=, activation=), or raise max_agent_iterations."
     )
+
+
+class AggregateIncompleteError(RoutingError):
+    """An aggregate did not get in time what it needs."""
+
+    code = "aggregate_incomplete"
+    text = "An aggregate got too few inputs. Raise timeout= or lower min_count= of aggregates()."
 
 
 class UnknownAgentError(RoutingError, KeyError):
@@ -333,45 +349,6 @@ class BackpressureError(CapacityError):
 
     code = "backpressure"
     text = "The queue is full. Wait retry_after_s seconds and publish again; nothing was accepted."
-
-
-class StoreError(FlockError):
-    """The store failed."""
-
-    code = "store_error"
-    text = "The store failed. Look at the log of the shard and of the store."
-
-
-class StoreUnavailableError(StoreError):
-    """The store did not answer; whether the last write happened is unknown."""
-
-    code = "store_unavailable"
-    retryable = True
-    http_status = 503
-    text = "The store does not answer. Check its address and health; repeating the call is safe."
-
-
-class StaleEpochError(StoreError):
-    """A writer that was replaced tried to write; it must stop, so it is not retryable."""
-
-    code = "stale_epoch"
-    http_status = 409
-    text = "Another writer owns these slots. Stop this one, and refresh the slot map to reach the owner."
-
-
-class StoreCorruptError(StoreError):
-    """What is stored was damaged, or is not what this program wrote; nothing was changed."""
-
-    code = "store_corrupt"
-    text = "The store holds damaged data. Restore it from a backup; nothing was overwritten."
-
-
-class LeaseLostError(StoreError):
-    """A lease ended before its holder was done; somebody else does the work now."""
-
-    code = "lease_lost"
-    http_status = 409
-    text = "The lease ended before the work was done. Drop the result: another attempt has taken over."
 
 
 class ApprovalError(FlockError):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel
 
 from flock_ray.agent import AgentBuilder
+from flock_ray.aggregating import check_model
 from flock_ray.approvals.opening import Approving
 from flock_ray.approvals.principals import directory_of
 from flock_ray.artifact import Artifact
@@ -238,6 +239,7 @@ class Flock(
                 definition.max_iterations = self.max_agent_iterations
             if definition.function is None:
                 definition.model = definition.model or self.model
+            check_model(definition)
             give_embedder(definition, self.embedder)
         if any(definition.schedules for definition in definitions):
             give_windows(definitions, self.context_provider)

@@ -126,6 +126,30 @@ class ActivationDesk(FanInDesk):
                 self._move(slot, item, 0 if item.home == slot.index else -1, 1, now_us)
 
     def _fire(self, slot: Slot, spec: SubscriptionSpec, firing: gates.Firing, now_us: int) -> None:
+        activation = self._activation_of(slot, spec, firing, now_us)
+        inputs, correlation = activation.inputs, activation.correlation_id
+        looping = inputs[0].correlation_id == correlation and any(
+            spec.agent in envelope.via for envelope in inputs
+        )
+        if looping and self._loop_exhausted(
+            slot, self._counting_record(slot, correlation, now_us), spec.agent, inputs, now_us
+        ):
+            self._discharge(slot, activation, now_us)
+            return
+        info = self.agents.get(spec.agent)
+        if info is not None and info.limits is not None:
+            self._open_limited(slot, activation, now_us)
+            return
+        slot.open[activation.id] = activation
+        self.num_open += 1
+        if self._deadlines:
+            self._watch_run(activation)
+        self.dispatch.push(activation)
+
+    def _activation_of(
+        self, slot: Slot, spec: SubscriptionSpec, firing: gates.Firing, now_us: int
+    ) -> Activation:
+        """Make the activation of what a gate has released, and let the workflows of its inputs count it."""
         inputs = tuple(item.envelope for item in firing.items)
         workflows = {envelope.correlation_id for envelope in inputs}
         key = activation_id(spec.agent, spec.id, tuple(envelope.id for envelope in inputs), firing.round)
@@ -138,27 +162,12 @@ class ActivationDesk(FanInDesk):
                 self._move(slot, item, 1, -1, now_us)
             elif item.home == slot.index:
                 self._move(slot, item, 1, 0, now_us)
-        activation = Activation(
+        return Activation(
             key, spec.agent, spec.id, slot.index, correlation, inputs, now_us,
             spec.priority + max(envelope.priority for envelope in inputs), firing.groups,
             tuple((home, workflow, count) for (home, workflow), count in charges.items()),
+            lane=firing.items[0].lane, decision=firing.decision,
         )  # fmt: skip
-        looping = len(workflows) == 1 and any(spec.agent in envelope.via for envelope in inputs)
-        if looping and self._loop_exhausted(
-            slot, self._counting_record(slot, correlation, now_us), spec.agent, inputs, now_us
-        ):
-            self._discharge(slot, activation, now_us)
-            return
-        activation.lane = firing.items[0].lane
-        info = self.agents.get(spec.agent)
-        if info is not None and info.limits is not None:
-            self._open_limited(slot, activation, now_us)
-            return
-        slot.open[key] = activation
-        self.num_open += 1
-        if self._deadlines:
-            self._watch_run(activation)
-        self.dispatch.push(activation)
 
     def _counting_record(self, slot: Slot, workflow_id: str, now_us: int) -> Workflow:
         """Return the slot's record of a workflow; a gate away from the workflow's home gets one to count loops in."""

@@ -23,6 +23,7 @@ def bind_arguments(
     | single | the model |
     | and, join | per distinct type in declared order: the model, or a list for a count above 1 |
     | batch | one list of models in arrival order, also when it mixes several types |
+    | aggregate | one list of models in arrival order |
     | join_batch | one list of tuples, each arranged like a join |
 
     Args:
@@ -35,7 +36,7 @@ def bind_arguments(
             changed it. Not retryable: the same inputs never fit.
     """
     kind = subscription.kind
-    if kind == "batch":
+    if kind in ("batch", "aggregate"):
         return (list(models),)
     if kind != "join_batch":
         return _by_type(subscription, models)

@@ -64,6 +64,7 @@ class CancelDesk(DeadlineDesk):
         if workflow is None:
             return  # its own record is in another slot; here were only inputs that gates had borrowed
         workflow.cancelled = True
+        self._forget_kept(workflow)
         workflow.updated_us = now_us
         self._touch(workflow)
         self.events.note(now_us, "workflow.cancelled", correlation_id=name)
@@ -171,6 +172,7 @@ class CancelDesk(DeadlineDesk):
                 if item in queue:
                     queue.remove(item)
         gate.batch = [group for group in gate.batch if group not in groups]
+        gate.count = None
         if gate.empty:
             slot.drop_gate(gate)
         for item in gone:

@@ -75,6 +75,7 @@ def workflow_row(workflow: Workflow) -> WorkflowRow:
         workflow.slot, workflow.id, workflow.created_us, workflow.updated_us, workflow.open, workflow.waiting,
         workflow.delayed, workflow.errors, workflow.cancelled, dict(workflow.counts), dict(workflow.iterations or {}),
         tuple(sorted(workflow.flags or ())), tuple(workflow.usage or ()),
+        tuple((sub, key, known) for (sub, key), known in (workflow.decided or {}).items()),
     )  # fmt: skip
 
 
@@ -84,4 +85,5 @@ def workflow_from(row: WorkflowRow) -> Workflow:
         row.id, row.slot, row.created_us, row.updated_us, errors=row.errors, cancelled=row.cancelled,
         counts=dict(row.counts), iterations=dict(row.iterations) or None, flags=set(row.flags) or None,
         usage=list(row.usage) or None,
+        decided={(sub, key): known for sub, key, known in row.decided} or None,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from flock_ray.core.clock_reading import clock_read_by
 from flock_ray.core.definition import AgentDefinition, Subscription
 from flock_ray.core.flow import OUTSIDE, Flow, endless_loops, outputs_of
 from flock_ray.core.registry import TypeRegistry
+from flock_ray.core.results import ResultPlan
 from flock_ray.core.visibility import AgentIdentity, Visibility
 
 __all__ = ["Finding", "check"]
@@ -69,6 +70,7 @@ def check(
         if not has_embedder:
             findings.update(_meaning(definition))
         findings.update(_inputs(flow, definition))
+        findings.update(_aggregates(flow, definition))
         findings.update(_outputs(flow, definition))
         findings.update(_widening(flow, definition))
     findings.update(_exclusive(flow))
@@ -83,7 +85,7 @@ def _sees(visibility: Visibility, agent: AgentDefinition) -> bool:
 
 
 def _engine(definition: AgentDefinition) -> Iterator[Finding]:
-    if definition.function is None and not definition.engines:
+    if definition.function is None and not definition.engines and not _makes_its_result(definition):
         yield Finding(
             "error",
             "NoEngine",
@@ -99,6 +101,42 @@ def _engine(definition: AgentDefinition) -> Iterator[Finding]:
             "consumes nothing, so no published artifact ever starts it",
             "add .consumes(...), or remove the agent",
         )
+
+
+def _makes_its_result(definition: AgentDefinition) -> bool:
+    """Tell whether an agent only makes results of aggregates, and needs no engine for them."""
+    return bool(definition.subscriptions) and all(
+        sub.aggregate is not None and ResultPlan(sub.aggregate, sub.types[0], "").is_complete
+        for sub in definition.subscriptions
+    )
+
+
+def _aggregates(flow: Flow, definition: AgentDefinition) -> Iterator[Finding]:
+    """Find groups that may never be decided, or before their votes are there."""
+    for sub, (name,) in ((s, n) for s, n in flow.subscriptions(definition) if s.aggregate is not None):
+        spec = sub.aggregate
+        made = any(edge.subscription is sub for edge in flow.entering[definition.name])
+        if spec is None or not flow.arrives(sub, name):
+            continue
+        if spec.window is not None and not spec.timeout_us and sub.scope != "workflow":
+            yield Finding(
+                "warning", "WindowsStayOpen", definition.name,
+                f"only new {name} close its windows: the last ones stay open when none come any more",
+                "give aggregates() timeout=, after which all open windows of a group are closed",
+            )  # fmt: skip
+        elif spec.count and not spec.timeout_us and made:
+            yield Finding(
+                "warning", "WaitsForAll", definition.name,
+                f"waits for ever for {spec.count} x {name} when one run that should publish it fails",
+                "give aggregates() timeout=, and on_timeout= for what is then to happen",
+            )  # fmt: skip
+        elif spec.rule().waits_for_quiet and not made:
+            yield Finding(
+                "warning", "DecidesAtOnce", definition.name,
+                f"{name} comes from outside only, where nothing says that more is coming: the first may be "
+                "decided alone",
+                "give aggregates() trigger_on_count= or timeout=",
+            )  # fmt: skip
 
 
 def _meaning(definition: AgentDefinition) -> Iterator[Finding]:

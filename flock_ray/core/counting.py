@@ -251,5 +251,5 @@ class CountingDesk:
 
 
 def _only_counts_loops(workflow: Workflow) -> bool:
-    """A workflow of another slot, counted for a gate here. Nothing new comes for it, so nothing would bring it back."""
-    return bool(workflow.iterations) and not workflow.counts
+    """A workflow of another slot, with what gates here have to know. Nothing new for it comes and brings it back."""
+    return bool(workflow.iterations or workflow.decided) and not workflow.counts

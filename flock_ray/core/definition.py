@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from flock_ray.core.balloting import AggregateSpec
     from flock_ray.core.budget_rules import BudgetRule
     from flock_ray.core.conditions import Condition
     from flock_ray.core.scatter import FanInRule
@@ -58,12 +59,16 @@ class Subscription:
     """How often artifacts whose `where` did not hold are offered again, in microseconds; 0: never."""
     fan_in: FanInRule | None = None
     """Of a fan-in: it gets everything that the chunks of one fan-out deliver, at once."""
+    aggregate: AggregateSpec | None = None
+    """How its artifacts are counted and decided about; None: it is no aggregate."""
 
     @property
     def kind(self) -> str:
-        """One of single, and, join, batch, join_batch, fan_in."""
+        """One of single, and, join, batch, join_batch, fan_in, aggregate."""
         if self.fan_in is not None:
             return "fan_in"
+        if self.aggregate is not None:
+            return "aggregate"
         if self.join is not None:
             return "join" if self.batch is None else "join_batch"
         if self.batch is not None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection
 
 from flock_ray.core import gates
-from flock_ray.core.budget_asking import BudgetAskDesk
+from flock_ray.core.aggregate_desk import AggregateDesk
 from flock_ray.core.claims import is_claim
 from flock_ray.core.ids import single_prefix
 from flock_ray.core.state import Item, Slot, Workflow
@@ -14,7 +14,7 @@ from flock_ray.core.when_tree import WhenTree, decode_when, eval_when, watched_t
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
 
 
-class DeliveryDesk(BudgetAskDesk):
+class DeliveryDesk(AggregateDesk):
     """Delays, activation conditions and gates of one shard."""
 
     def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:
@@ -146,7 +146,18 @@ class DeliveryDesk(BudgetAskDesk):
             return
         # Lent to another slot: open here until that slot says what became of it.
         self._shift(workflow, 1, 0, now_us)
+        self._lend(workflow, spec)
         self._send(slot, target, "match", posting=Posting(envelope), match=match)
+
+    def _gate_deadline(self, slot: Slot, subscription: str, key: bytes, now_us: int) -> None:
+        gate = slot.gate(subscription, key)
+        if gate is not None and self._timer_ended(slot, gate, now_us):
+            return
+        outcome = gates.on_deadline(slot, subscription, key, now_us)
+        if gate is not None and isinstance(outcome, gates.Firing):
+            self._fire(slot, gate.spec, outcome, now_us)
+        elif isinstance(outcome, gates.Expiry):
+            self._expire(slot, outcome, now_us)
 
     # -- activation conditions (When) ---------------------------------------------------------
 

@@ -369,6 +369,7 @@ class Dispatcher:
                     activation.failures,
                     activation.gather,
                     activation.offset,
+                    activation.decision,
                 )
             )
 

@@ -21,6 +21,8 @@ class Firing(NamedTuple):
     items: list[Item]
     groups: tuple[int, ...] = ()
     round: int = 0
+    decision: bytes = b""
+    """Of an aggregate."""
 
 
 class Expiry(NamedTuple):
@@ -39,14 +41,14 @@ def gate_slot(spec: SubscriptionSpec, match: Match, envelope: Envelope) -> int:
     if spec.scope == "workflow":
         together = envelope.partition_key is None or (spec.kind == "and" and envelope.scatter)
         return envelope.slot if together else slot_of(envelope.correlation_id)
-    if spec.kind == "join" and not spec.within_count:
+    if spec.kind == "aggregate" or (spec.kind == "join" and not spec.within_count):
         return slot_of(spec.id + match.key.hex())
     return slot_of(spec.id)
 
 
 def gate_key(spec: SubscriptionSpec, match: Match, envelope: Envelope) -> bytes:
     """Return the group that an input belongs to within its subscription."""
-    key = match.key if spec.kind in ("join", "join_batch") else b""
+    key = match.key if spec.kind in ("join", "join_batch", "aggregate") else b""
     if spec.scope == "workflow":
         if spec.kind == "and" and envelope.scatter:  # what is made of one chunk never meets another one's
             part = envelope.scatter[-1]

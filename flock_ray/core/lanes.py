@@ -66,7 +66,8 @@ class LaneDesk(ActivationDesk):
     def _send_run(self, slot: Slot, home: int, a: Activation) -> None:
         charges = a.charges if a.charges is not None else ((slot.index, a.correlation_id, 1),)
         run = Run(a.id, a.agent, a.subscription, a.correlation_id, a.inputs, a.created_us, a.priority, a.groups,
-                  charges, a.lane, a.redrives, a.crashes, a.failures, a.history, a.begun, a.gather)  # fmt: skip
+                  charges, a.lane, a.redrives, a.crashes, a.failures, a.history, a.begun, a.gather,
+                  a.decision)  # fmt: skip
         self._send(slot, home, "run", run=run)
 
     def _on_void(self, slot: Slot, run: Run, now_us: int) -> None:
@@ -81,7 +82,7 @@ class LaneDesk(ActivationDesk):
         activation = Activation(run.id, run.agent, run.subscription, slot.index, run.correlation_id, run.inputs,
                                 run.created_us, run.priority, run.groups, run.charges, run.crashes, run.lane,
                                 failures=run.failures, history=run.history, redrives=run.redrives,
-                                begun=run.begun, gather=run.gather)  # fmt: skip
+                                begun=run.begun, gather=run.gather, decision=run.decision)  # fmt: skip
         self._enter(slot, activation, self.limits_of(run.agent), now_us)
 
     def _enter(self, slot: Slot, activation: Activation, limits: LimitSpec | None, now_us: int) -> None:

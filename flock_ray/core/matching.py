@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import msgspec
 from pydantic import BaseModel
 
+from flock_ray.core.balloting import encoded_ballot, explained, group_key
 from flock_ray.core.conditions import WhenSpec, compile_when, encode_when
 from flock_ray.core.definition import AgentDefinition, Subscription
+from flock_ray.core.flow import outputs_of
 from flock_ray.core.ids import derive_id
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.similarity import Meaning, Vectors, describe
@@ -61,7 +63,7 @@ class Candidate:
     """One subscription, ready to be tested against artifacts of one of its types."""
 
     __slots__ = (
-        "definition", "identity", "limits", "meaning", "plain", "self_trigger", "subscription", "when",
+        "aggregate", "definition", "identity", "limits", "meaning", "plain", "self_trigger", "subscription", "when",
     )  # fmt: skip
 
     def __init__(self, subscription: Subscription, definition: AgentDefinition) -> None:
@@ -75,6 +77,7 @@ class Candidate:
         sub = subscription
         self.meaning = Meaning(sub.semantic, definition.embedder) if sub.semantic else None
         """Compares artifacts with the queries of `semantic_match`; None when there are none."""
+        self.aggregate = sub.aggregate
         limits = definition.limits
         self.limits = limits if limits is not None and limits.key is not None else None
         """Limits that are kept by key; None when there are none."""
@@ -84,6 +87,7 @@ class Candidate:
             or sub.tags
             or sub.join
             or sub.semantic
+            or sub.aggregate
             or definition.gate
             or self.limits
             or sub.delivery == "exclusive"
@@ -124,8 +128,10 @@ class Candidate:
         )
 
     def key(self, model: Callable[[], Any]) -> bytes | Refusal:
-        """Return the canonical join key, or why there is none."""
+        """Return the canonical key of a join or an aggregate, or why there is none."""
         join = self.subscription.join
+        if self.aggregate is not None:
+            return group_key(self.aggregate, self.subscription.id, model)
         if join is None:
             return b""
         try:
@@ -200,7 +206,7 @@ class MatchTable:
                     continue
                 for cls in dict.fromkeys(sub.types):
                     candidates.setdefault(registry.name_for(cls), []).append(candidate)
-        self.spec = TableSpec(version, tuple(_agent_info(d) for d in definitions), tuple(specs))
+        self.spec = TableSpec(version, tuple(_agent_info(d, registry) for d in definitions), tuple(specs))
         self._types = {
             name: _compile(sorted(candidates.get(name, ()), key=_rank), tests.get(name, ()))
             for name in candidates.keys() | tests.keys()
@@ -329,6 +335,8 @@ class MatchTable:
                 checks.append(_key_check("join key", candidate.key(get)))
             if candidate.limits is not None:
                 checks.append(_key_check("limit key", candidate.lane(get)))
+            if candidate.aggregate is not None:
+                checks += [Check(*one) for one in explained(candidate.aggregate, envelope, get)]
             out[candidate.subscription.id] = checks
         self._explain_exclusive(envelope, out)
         return out
@@ -371,7 +379,12 @@ def _match_one(
     if isinstance(lane, Refusal):
         refusals.append(lane)
         return None
-    return Match(candidate.subscription.id, key, due_us, lane)
+    spec = candidate.aggregate
+    ballot = b"" if spec is None else encoded_ballot(spec, candidate.subscription.id, get, envelope)
+    if isinstance(ballot, Refusal):
+        refusals.append(ballot)
+        return None
+    return Match(candidate.subscription.id, key, due_us, lane, ballot)
 
 
 def _all_checks(checks: Iterator[Check]) -> list[Check]:
@@ -435,7 +448,7 @@ def _signals(
             yield subscription, flag
 
 
-def _agent_info(definition: AgentDefinition) -> AgentInfo:
+def _agent_info(definition: AgentDefinition, registry: TypeRegistry) -> AgentInfo:
     return AgentInfo(
         definition.name,
         definition.max_iterations if definition.max_iterations is not None else 1000,
@@ -446,6 +459,7 @@ def _agent_info(definition: AgentDefinition) -> AgentInfo:
         dead_letter=None if definition.dead_letter is None else definition.dead_letter.spec(),
         weights=definition.tenant_weights,
         deadline_us=definition.deadline_us,
+        outputs=tuple(dict.fromkeys(registry.ensure(output.type).name for output in outputs_of(definition))),
     )
 
 
@@ -476,4 +490,5 @@ def _spec(candidate: Candidate, registry: TypeRegistry) -> SubscriptionSpec:
         when=encode_when(candidate.when) if candidate.when is not None else b"",
         reevaluate_us=sub.reevaluate_us,
         fan_in=sub.fan_in,
+        aggregate=None if sub.aggregate is None else sub.aggregate.rule(),
     )

@@ -367,6 +367,14 @@ class Late(msgspec.Struct, array_like=True, tag="LA", frozen=True):
     workflows: tuple[str, ...]
 
 
+class Hushed(msgspec.Struct, array_like=True, tag="AH", frozen=True):
+    """A workflow has come to rest in this slot: aggregates that wait for that decide."""
+
+    at_us: int
+    slot: int
+    workflow: str
+
+
 Record = (
     Published
     | Completed
@@ -400,6 +408,7 @@ Record = (
     | ApprovalDecided
     | BudgetAsked
     | Late
+    | Hushed
 )
 
 encode_record = msgspec.msgpack.Encoder().encode

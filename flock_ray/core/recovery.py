@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from flock_ray.core.approvals import Case, ShadowCount
+from flock_ray.core.ballots import Decided
 from flock_ray.core.budgets import Ledger
 from flock_ray.core.claims import claim_for, is_claim
 from flock_ray.core.ids import EPOCH_SHIFT
@@ -42,6 +43,7 @@ class _Item(msgspec.Struct, array_like=True):
     home: int
     announced: bool
     lane: str = ""
+    ballot: bytes = b""
 
 
 class _Gate(msgspec.Struct, array_like=True):
@@ -55,6 +57,8 @@ class _Gate(msgspec.Struct, array_like=True):
     timer_us: int
     held: dict[str, list[_Item]]
     batch: list[list[_Item]]
+    quiet: dict[int, int] = {}
+    watermark_us: int = 0
 
 
 class _Activation(msgspec.Struct, array_like=True):
@@ -79,6 +83,7 @@ class _Activation(msgspec.Struct, array_like=True):
     gather: Gather | None = None
     offset: int = 0
     late: bool = False
+    decision: bytes = b""
 
 
 class _FanIn(msgspec.Struct, array_like=True):
@@ -126,6 +131,8 @@ class SlotState(msgspec.Struct, array_like=True):
     stopped: list[bytes] = []
     approvals: list[Case] = []
     shadows: list[tuple[str, str, ShadowCount]] = []
+    decided: dict[str, dict[bytes, Decided]] = {}
+    kept: list[tuple[str, bytes, list[_Item]]] = []
 
 
 class ShardState(msgspec.Struct, array_like=True):
@@ -153,19 +160,23 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     """Encode a slot, after its settled workflows have left memory."""
     core.drop_settled(index)
     slot = core.slots[index]
-    places: dict[bytes, int] = {}
+    places: dict[tuple[bytes, bool], int] = {}
     envelopes: list[Envelope] = []
 
     def ref(envelope: Envelope) -> int:
-        place = places.get(envelope.id)
+        known = (
+            envelope.id,
+            bool(envelope.scatter),
+        )  # aggregates use some again without their place in a fan-out
+        place = places.get(known)
         if place is None:
-            place = places[envelope.id] = len(envelopes)
+            place = places[known] = len(envelopes)
             stored = envelope.slot in core.slots and not is_claim(envelope.payload)
             envelopes.append(msgspec.structs.replace(envelope, payload=b"") if stored else envelope)
         return place
 
     def item(held: Item) -> _Item:
-        return _Item(ref(held.envelope), held.home, held.announced, held.lane)
+        return _Item(ref(held.envelope), held.home, held.announced, held.lane, held.ballot)
 
     artifacts = [
         (seq, ref(envelope))
@@ -176,14 +187,14 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     opened = [
         _Activation(a.id, a.agent, a.subscription, a.correlation_id, [ref(e) for e in a.inputs], a.created_us,
                     a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us, a.failures,
-                    a.history, a.redrives, a.begun, a.gather, a.offset, a.late)
+                    a.history, a.redrives, a.begun, a.gather, a.offset, a.late, a.decision)
         for a in slot.open.values()
     ]  # fmt: skip
     specs: dict[SubscriptionSpec, int] = {}
     gates = [
         _Gate(specs.setdefault(g.spec, len(specs)), g.key, g.opened_us, g.opened_at, g.deadline_us, g.round, g.timer_us,
               {name: [item(i) for i in queue] for name, queue in g.held.items()},
-              [[item(i) for i in group] for group in g.batch])
+              [[item(i) for i in group] for group in g.batch], g.quiet, g.watermark_us)
         for keys in slot.gates.values() for g in keys.values()
     ]  # fmt: skip
     fan_ins = [
@@ -195,6 +206,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
     ]  # fmt: skip
     held = [(sub, name, [(ref(e), m) for e, m in entries]) for (sub, name), entries in slot.held.items()]
     delayed = [(key, sub, match) for (key, sub), match in slot.delayed.items()]
+    kept = [(sub, key, [item(i) for i in items]) for (sub, key), items in slot.kept.items()]
     return _encode(
         SlotState(
             CLAIMS_FORMAT if any(is_claim(e.payload) for e in envelopes) else SNAPSHOT_FORMAT,
@@ -203,7 +215,7 @@ def snapshot_slot(core: ShardCore, index: int) -> bytes:
             list(slot.usage.values()), slot.lanes, list(slot.letters.values()),
             slot.ledger, list(slot.schedules.values()), slot.candidates, list(slot.scatters.values()), fan_ins,
             slot.parts, list(slot.stopped), list(slot.approvals.values()),
-            [(agent, name, count) for (agent, name), count in slot.shadows.items()],
+            [(agent, name, count) for (agent, name), count in slot.shadows.items()], slot.decided, kept,
         )
     )  # fmt: skip
 
@@ -322,20 +334,21 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     envelopes = state.envelopes
 
     def item(held: _Item) -> Item:
-        return Item(envelopes[held.ref], held.home, held.announced, held.lane)
+        return Item(envelopes[held.ref], held.home, held.announced, held.lane, held.ballot)
 
     slot.workflows = {workflow.id: workflow for workflow in state.workflows}
     for a in state.open:
         slot.open[a.id] = Activation(
             a.id, a.agent, a.subscription, slot.index, a.correlation_id, tuple(envelopes[i] for i in a.inputs),
             a.created_us, a.priority, a.groups, a.charges, a.crashes, a.lane, a.admitted, a.probe, a.due_us,
-            a.failures, a.history, a.redrives, a.begun, a.gather, a.offset, a.late,
+            a.failures, a.history, a.redrives, a.begun, a.gather, a.offset, a.late, a.decision,
         )  # fmt: skip
     for g in state.gates:
         held = {name: deque(item(i) for i in queue) for name, queue in g.held.items()}
         batch = [[item(i) for i in group] for group in g.batch]
         spec = state.specs[g.spec]
-        gate = Gate(spec, g.key, g.opened_us, g.opened_at, g.deadline_us, held, batch, g.round, g.timer_us)
+        gate = Gate(spec, g.key, g.opened_us, g.opened_at, g.deadline_us, held, batch, g.round, g.timer_us,
+                    g.quiet, g.watermark_us)  # fmt: skip
         slot.gates.setdefault(spec.id, {})[g.key] = gate
     slot.arrivals = state.arrivals
     slot.held = {(sub, name): [(envelopes[i], m) for i, m in entries] for sub, name, entries in state.held}
@@ -346,6 +359,8 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.usage = {row.key: row for row in state.usage}
     slot.lanes = state.lanes
     slot.ledger = state.ledger
+    slot.decided = state.decided
+    slot.kept = {(sub, key): [item(i) for i in items] for sub, key, items in state.kept}
     slot.schedules = {schedule.info.name: schedule for schedule in state.schedules}
     slot.approvals = {case.id: case for case in state.approvals}
     slot.shadows = {(agent, name): count for agent, name, count in state.shadows}
@@ -380,6 +395,8 @@ def _referred_to(core: ShardCore) -> Iterable[bytes]:
             for fan_in in gates.values():
                 yield from (envelope.id for found in fan_in.items.values() for envelope in found)
                 yield from (envelope.id for envelope in fan_in.partials.values() if envelope is not None)
+        for items in slot.kept.values():
+            yield from (item.envelope.id for item in items)
         for forward in slot.outbox.values():
             if forward.posting is not None:
                 yield forward.posting.envelope.id

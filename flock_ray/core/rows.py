@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from flock_ray.core.ballots import Decided
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.usage import UsageRow
 from flock_ray.core.visibility import decode_visibility
@@ -62,6 +63,8 @@ class WorkflowRow(msgspec.Struct, array_like=True, frozen=True):
     flags: tuple[tuple[str, int], ...] = ()
     usage: tuple[UsageRow, ...] = ()
     """Calls to language models by agent and model."""
+    decided: tuple[tuple[str, bytes, Decided], ...] = ()
+    """(subscription, gate key) of its aggregates that were decided."""
 
     @property
     def settled(self) -> bool:

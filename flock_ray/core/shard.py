@@ -252,12 +252,14 @@ class ShardCore(SpendDesk):
             self._on_forward_acked(record)
 
     def settle_local_forwards(self, now_us: int) -> None:
-        """Apply what slots of this shard owe each other, through the same records as between shards."""
-        while self.local_forwards:
+        """Apply what slots of this shard owe each other, as shards do; then aggregates decide that wait for rest."""
+        while self.local_forwards or self._hushed:
             batch, self.local_forwards = self.local_forwards, []
             for forward in batch:
                 if self.forward_in(forward, now_us):
                     self.forward_acked(forward.source, forward.target, forward.seq)
+            if not self.local_forwards:
+                self.settle_hushed(now_us)
 
     def worker_lost(self, worker: str, now_us: int) -> int:
         """Make everything that a dead worker held ready again; returns how much that was."""
@@ -319,6 +321,7 @@ class ShardCore(SpendDesk):
         self.subscriptions = {spec.id: spec for spec in record.table.subscriptions}
         self.agents = {info.name: info for info in record.table.agents}
         self._limits_installed()
+        self._aggregates_installed()
         self._plain = {
             spec.id: (spec, single_prefix(spec.agent, spec.id))
             for spec in record.table.subscriptions
@@ -422,6 +425,8 @@ class ShardCore(SpendDesk):
             self._on_run(slot, forward.run, now_us)
         elif forward.kind == "void" and forward.run is not None:
             self._on_void(slot, forward.run, now_us)
+        elif forward.kind in ("quiet", "withdraw"):
+            self._on_quiet(slot, forward, now_us)
         elif forward.kind == "settle":
             if forward.part is not None:
                 self._on_settled_part(slot, forward.part, forward.reopened, now_us)
@@ -486,11 +491,3 @@ class ShardCore(SpendDesk):
                 self._gate_deadline(slot, second.decode(), first, now_us)
         if slot.timers:
             heappush(self._wake, (slot.timers[0][0], slot.index))
-
-    def _gate_deadline(self, slot: Slot, subscription: str, key: bytes, now_us: int) -> None:
-        gate = slot.gate(subscription, key)
-        outcome = gates.on_deadline(slot, subscription, key, now_us)
-        if gate is not None and isinstance(outcome, gates.Firing):
-            self._fire(slot, gate.spec, outcome, now_us)
-        elif isinstance(outcome, gates.Expiry):
-            self._expire(slot, outcome, now_us)

@@ -31,7 +31,7 @@ def expected_arguments(subscription: Subscription) -> tuple[Any, ...]:
     """Return the type of each argument that `bind_arguments` gives, as type expressions."""
     counts = counts_of(subscription)
     each = tuple(declared if count == 1 else list[declared] for declared, count in counts.items())  # type: ignore[valid-type]  # built at run time
-    if subscription.kind in ("batch", "fan_in"):
+    if subscription.kind in ("batch", "fan_in", "aggregate"):
         return (list[functools.reduce(operator.or_, counts)],)  # type: ignore[misc]  # built at run time
     if subscription.kind == "join_batch":
         return (list[tuple[each]],)  # type: ignore[valid-type]  # built at run time
@@ -192,6 +192,16 @@ def _accepts(hint: Any, want: Any) -> bool:
     return container is None or _elements_accept(origin, typing.get_args(hint), want)
 
 
+def accepts(hint: Any, want: Any) -> bool:
+    """Tell whether a value of one type may stand where a type hint asks for another; True when in doubt."""
+    return _accepts(hint, want)
+
+
+def shown(hint: Any) -> str:
+    """Write a type as a user would."""
+    return _show(hint)
+
+
 def _fits(cls: type, base: type) -> bool:
     """Tell whether a class, or the other definition of it in a rerun notebook cell, is a `base`."""
     return issubclass(cls, base) or any(
@@ -272,4 +282,6 @@ def _consumes(subscription: Subscription) -> str:
         "batch": ", batch=...",
         "join_batch": ", join=..., batch=...",
     }
+    if subscription.kind == "aggregate":
+        return f"aggregates({subscription.types[0].__name__})"
     return f"consumes({', '.join(t.__name__ for t in subscription.types)}{options[subscription.kind]})"

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from flock_ray.core.approvals import Case, ShadowCount
+from flock_ray.core.ballots import Decided
 from flock_ray.core.breakers import Breaker
 from flock_ray.core.budgets import Ledger
 from flock_ray.core.ids import NUM_SLOTS
@@ -60,6 +61,10 @@ class Workflow(msgspec.Struct):
     """Fan-outs of it whose home is this slot; None until there is one."""
     deadline_us: int = 0
     """By when it must be settled; 0: whenever, or it has been, or it is known to be late."""
+    decided: dict[tuple[str, bytes], Decided] | None = None
+    """By subscription and gate key: its aggregates that were decided; None until there is one."""
+    lent: bool = False
+    """An aggregate in another slot has got inputs from here, and waits to hear that nothing more is coming."""
 
     @property
     def settled(self) -> bool:
@@ -77,6 +82,8 @@ class Item(msgspec.Struct):
     """The home slot counts it as waiting (not as open)."""
     lane: str = ""
     """`Match.lane`."""
+    ballot: bytes = b""
+    """`Match.ballot`."""
 
 
 class Gate(msgspec.Struct):
@@ -96,6 +103,13 @@ class Gate(msgspec.Struct):
     round: int = 0
     timer_us: int = 0
     """Deadline that a timer was set for; 0 is none."""
+    quiet: dict[int, int] = {}
+    """Of an aggregate, by other slot that gave it inputs: 0: its part of the workflow has come to rest since. Otherwise
+    it has not, and rests again only after it has applied what this slot sent it under the number."""
+    watermark_us: int = 0
+    """Of an aggregate with windows: those that end here or before are closed."""
+    count: Any = None
+    """Of an aggregate: its `Tally` or `Panes`, derived from what it holds. None until it is needed; not journaled."""
 
     def newest(self) -> list[Item]:
         """The last input of every queue: the one just put in is among them, if it is still here."""
@@ -152,6 +166,8 @@ class Activation(msgspec.Struct):
     """Outputs that a fan-out has published in parts, while it goes on."""
     late: bool = False
     """It was not done by its deadline, and that has been said."""
+    decision: bytes = b""
+    """Of an aggregate (`core.ballots.Decision`); empty for all others."""
     attempt: int = 0
     """Number of the last attempt handed out; 0 before the first. Not journaled: attempts start anew
     after a recovery, fenced by the shard's epoch."""
@@ -239,9 +255,9 @@ class Slot:
     """Everything one slot owns."""
 
     __slots__ = (
-        "approvals", "arrivals", "candidates", "delayed", "fan_ins", "gates", "held", "inbox", "index", "lanes",
-        "ledger", "letters", "open", "out_seq", "outbox", "parts", "scatters", "schedules", "shadows", "stopped",
-        "timers", "usage", "workflows",
+        "approvals", "arrivals", "candidates", "decided", "delayed", "fan_ins", "gates", "held", "inbox", "index",
+        "kept", "lanes", "ledger", "letters", "open", "out_seq", "outbox", "parts", "scatters", "schedules", "shadows",
+        "stopped", "timers", "usage", "workflows",
     )  # fmt: skip
 
     def __init__(self, index: int) -> None:
@@ -289,6 +305,10 @@ class Slot:
         """What waits for people, by the id of the artifact; oldest first."""
         self.shadows: dict[tuple[str, str], ShadowCount] = {}
         """By agent and type: what people would have said."""
+        self.decided: dict[str, dict[bytes, Decided]] = {}
+        """By subscription and gate key: groups of several workflows that were decided, the newest ones."""
+        self.kept: dict[tuple[str, bytes], list[Item]] = {}
+        """(subscription, gate key): inputs of decisions that may be corrected, until their workflow has settled."""
 
     def gate(self, subscription: str, key: bytes) -> Gate | None:
         """Return a gate; None when it holds nothing."""

@@ -8,6 +8,7 @@ import msgspec
 
 from flock_ray.core import gates
 from flock_ray.core.activations import iso
+from flock_ray.core.aggregate_gates import waiting_text
 from flock_ray.core.approvals import Case
 from flock_ray.core.candidates import waiting_of
 from flock_ray.core.changes import workflow_from
@@ -125,6 +126,8 @@ def _gates_of(slot: Slot, workflow_id: str) -> list[str]:
 
 
 def _needs(gate: Gate) -> str:
+    if gate.spec.aggregate is not None:
+        return waiting_text(gate)
     missing = gates.waits_for(gate)
     return "waits for " + (", ".join(f"{n} x {name}" for name, n in missing.items()) or "its timeout")
 

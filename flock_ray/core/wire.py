@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from flock_ray.core.approval_terms import ApprovalAsk
+from flock_ray.core.ballots import AggregateRule
 from flock_ray.core.ids import slot_of
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.reports import AgentDemand as AgentDemand
@@ -61,6 +62,7 @@ class Match(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Not delivered before this time (delay, After visibility); 0 is at once."""
     lane: str = ""
     """Key of the agent's limits for this artifact; empty when they have no key."""
+    ballot: bytes = b""  # for an aggregate: what the artifact contributes, `core.ballots.Ballot`
 
 
 class Refusal(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -142,6 +144,7 @@ class Task(msgspec.Struct, array_like=True, gc=False, frozen=True):
     gather: Gather | None = None
     offset: int = 0
     """Outputs that former parts of a fan-out's run have published: it goes on behind them."""
+    decision: bytes = b""  # of an aggregate: `core.ballots.Decision`
 
 
 class RunBatch(msgspec.Struct, array_like=True):
@@ -270,6 +273,7 @@ class Run(msgspec.Struct, array_like=True, gc=False, frozen=True):
     history: tuple[Attempt, ...] = ()
     begun: bool = False
     gather: Gather | None = None
+    decision: bytes = b""
 
 
 class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
@@ -281,8 +285,9 @@ class Forward(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Counts from 1 per (source, target)."""
     kind: str
     """`match` (feed a gate), `publish` (an output of another slot), `settle` (inputs released), `run` (an
-    activation on its way to the slot that keeps its agent's limits), `void` (what it was is taken back);
-    `gather` (feed a fan-in, or say what became of a chunk), `stop` (nobody wants a scatter's chunks any more)."""
+    activation on its way to the slot that keeps its agent's limits), `void` (what it was is taken back), `gather` (feed
+    a fan-in, or say what became of a chunk), `stop` (nobody wants a scatter's chunks any more), `quiet` (a workflow's
+    part there has come to rest), `withdraw` (runs that only feed an aggregate that is decided)."""
     posting: Posting | None = None
     match: Match | None = None
     workflow: str = ""
@@ -321,7 +326,7 @@ class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
     types: tuple[str, ...]
     """Declared order, repeated for counts."""
     kind: str
-    """single, and, join, batch, join_batch, fan_in."""
+    """single, and, join, batch, join_batch, fan_in, aggregate."""
     scope: str = "workflow"
     within_us: int = 0
     within_count: int = 0
@@ -334,6 +339,7 @@ class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
     reevaluate_us: int = 0
     """How often artifacts whose `where=` did not hold are offered again; 0: never."""
     fan_in: FanInRule | None = None
+    aggregate: AggregateRule | None = None
 
 
 class RetrySpec(msgspec.Struct, array_like=True, frozen=True):
@@ -416,6 +422,7 @@ class AgentInfo(msgspec.Struct, array_like=True, frozen=True):
     """Tenants whose share of the agent's time is not 1."""
     deadline_us: int = 0
     """Within what time of its inputs being there a run must be done; 0: whenever."""
+    outputs: tuple[str, ...] = ()  # types that it publishes
 
 
 class TypeInfo(msgspec.Struct, array_like=True, frozen=True):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from flock_ray.artifact import Artifact
+    from flock_ray.core.results import Aggregated
     from flock_ray.core.visibility import AgentIdentity
 
 __all__ = ["Context", "RunHooks"]
@@ -74,6 +75,10 @@ class Context:
     """Begin and end, exclusively, of the sliding window that the timer is about; None: there is none."""
     groups: tuple[int, ...] = ()
     """Sizes of the groups in the inputs of a batch of joins; empty otherwise."""
+    aggregated: Aggregated | None = None
+    """What an aggregate decided, without its inputs, which the run gets anyway; None: the run is for none."""
+    decision: Any = field(default=None, repr=False, compare=False)
+    """Internal: the same as the board keeps it."""
     hooks: RunHooks = field(default=RunHooks(), repr=False, compare=False)
     """Internal: how engines reach their worker."""
 

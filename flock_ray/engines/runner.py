@@ -20,6 +20,7 @@ from flock_ray.core.parking import newer_input
 from flock_ray.core.system_types import TimerTick
 from flock_ray.core.visibility import AgentIdentity
 from flock_ray.core.wire import Completion, Envelope, ErrorInfo, Posting, Task
+from flock_ray.engines.aggregating import about
 from flock_ray.engines.best_of import PROPAGATED, best_of, best_of_sync
 from flock_ray.engines.chain import ComponentChain
 from flock_ray.engines.component import EvalInputs, EvalResult
@@ -59,7 +60,7 @@ class _Plan(NamedTuple):
 
     @property
     def is_batch(self) -> bool:
-        return self.subscription.batch is not None
+        return self.subscription.batch is not None or self.subscription.aggregate is not None
 
 
 class AgentRunner:
@@ -280,6 +281,7 @@ class AgentRunner:
 
     def _context(self, task: Task, history: Sequence[Artifact], notes: list[Note] | None = None) -> Context:
         tick = next((e for e in task.inputs if e.type == "TimerTick"), None)
+        plan = self._plan_of(task)
         timer = None if tick is None else TimerTick.model_validate_json(tick.payload)
         return Context(
             agent_identity=self._identity,
@@ -288,12 +290,13 @@ class AgentRunner:
             activation_id=uuid.UUID(bytes=task.id),
             attempt=max(attempt_of(task.attempt), task.failures + 1),
             artifacts=list(history),
-            is_batch=self._plan_of(task).is_batch,
+            is_batch=plan.is_batch,
             trigger_type="artifact" if timer is None else "timer",
             timer_iteration=None if timer is None else timer.iteration,
             fire_time=None if timer is None else timer.fire_time,
             window=None if timer is None else timer.window,
             groups=task.groups,
+            **about(plan.subscription, task),
             hooks=hooks_of(self._services, task, notes),
         )
 

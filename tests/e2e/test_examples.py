@@ -76,6 +76,11 @@ PRINTS = {
         "most common: the, a, is",
         "no word lost: True",
     ],
+    "moderation": [
+        r"content 0: safe, decided by [567] of 9 votes",
+        r"content 1: unsafe, decided by 5 of 9 votes",
+        r"reviews made: 1[012] of 18",
+    ],
     "own_pool": [r"9592 primes below 100000, counted by [12] process\(es\)"],
     "retry": ["label: Main Street 1, at attempt 3", "failed: no such address"],
     "schedule": [

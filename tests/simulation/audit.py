@@ -22,6 +22,7 @@ from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
 from flock_ray.engines.posting import ERROR_POSITION
+from tests.simulation.aggregating import AggregateAudit, check_aggregates, check_group, used_by
 from tests.simulation.failures import FailureAudit, check_lanes, check_letters, limits_digest
 from tests.simulation.fanned import check_scatters_at_rest, scatters_digest
 
@@ -32,7 +33,7 @@ _ABOUT_OTHERS = ("DeadLetterAction", "ApprovalRequest")
 """What is said of an activation's outputs, and is none of them."""
 
 
-class AuditCore(FailureAudit):
+class AuditCore(FailureAudit, AggregateAudit):
     """A core that is only replayed, and keeps account of everything that gates and activations did."""
 
     def __init__(self, owned: Iterable[int]) -> None:
@@ -157,6 +158,8 @@ def _slot_digest(core: ShardCore, slot: Slot) -> Any:
         "inbox": slot.inbox,
         "lanes": limits_digest(slot),
         "letters": slot.letters,
+        "decided": slot.decided,
+        "kept": slot.kept,
         "letter order": list(slot.letters),
         "ledger": slot.ledger,
         "fans": scatters_digest(slot),
@@ -187,6 +190,7 @@ def _gate_digest(gate: Gate) -> Any:
     return (
         gate.spec, gate.opened_us, gate.opened_at, gate.deadline_us, gate.round, gate.timer_us,
         {name: list(queue) for name, queue in gate.held.items() if queue}, gate.batch,
+        gate.quiet, gate.watermark_us,
     )  # fmt: skip
 
 
@@ -336,15 +340,15 @@ class Audit:
         ids: Counter[bytes] = Counter()
         for core in self.cores:
             fed += core.fed
-            fates += core.expired
+            fates += core.expired + core.came_late + core.let_go
             for spec, firing in core.fired:
                 inputs = [item.envelope for item in firing.items]
                 check_firing(spec, inputs, firing.groups)
-                fates.update((spec.id, e.id) for e in inputs)
+                fates.update((spec.id, e.id) for e in used_by(firing))
                 ids[activation_id(spec.agent, spec.id, tuple(e.id for e in inputs), firing.round)] += 1
             for slot in core.slots.values():
                 for gate in (g for keys in slot.gates.values() for g in keys.values()):
-                    check_leftover(gate)
+                    check_leftover(gate, self.cancelled)
                     fates.update((gate.spec.id, item.envelope.id) for item in gate.items())
         assert set(ids.values()) <= {1}
         assert set(fed.values()) <= {1}
@@ -357,8 +361,9 @@ class Audit:
                 inputs = [item.envelope for item in firing.items]
                 if self.cancelled.isdisjoint({e.correlation_id for e in inputs}):
                     key = activation_id(spec.agent, spec.id, tuple(e.id for e in inputs), firing.round)
-                    assert self.ended[key] + (key in self.errors and not self.ended[key]) == 1
+                    assert self.ends_of(key) == 1
         self._check_fed(fed)
+        check_aggregates(self.cores, (fired for core in self.cores for fired in core.fired))
 
     def _check_fed(self, fed: Counter[tuple[str, bytes]]) -> None:
         """Whatever matched a subscription with a gate came there."""
@@ -374,6 +379,8 @@ def check_firing(spec: SubscriptionSpec, inputs: list[Envelope], groups: tuple[i
     """A gate may only release what fits together."""
     if spec.scope == "workflow":
         assert len({e.correlation_id for e in inputs}) == 1
+    if spec.kind == "aggregate":
+        return  # `check_decision` knows more of it
     if spec.kind == "batch":
         assert 0 < len(inputs) <= (spec.batch_size or len(inputs))
         return
@@ -388,9 +395,11 @@ def check_firing(spec: SubscriptionSpec, inputs: list[Envelope], groups: tuple[i
             assert len({msgspec.json.decode(e.payload)["key"] for e in group}) == 1
 
 
-def check_leftover(gate: Gate) -> None:
+def check_leftover(gate: Gate, cancelled: set[str]) -> None:
     """What waits could not have fired."""
-    if gate.batch:
+    if gate.spec.aggregate is not None:
+        check_group(gate, gate.spec.aggregate, cancelled)
+    elif gate.batch:
         assert not gate.spec.batch_size or len(gate.batch) < gate.spec.batch_size
     else:
         assert any(len(gate.held.get(n, ())) < gate.spec.types.count(n) for n in gate.spec.types)

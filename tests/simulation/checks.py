@@ -108,13 +108,15 @@ def check_events(core: AuditCore) -> None:
     for envelope in core.index:
         if envelope.type == "WorkflowError" and envelope.activation_id is not None:
             failed = {envelope.activation_id, *envelope.parents}
-            assert failed & (about("activation.failed") | about("loop.stopped")) or not is_ours(
-                core, envelope
-            )
+            assert failed & (
+                about("activation.failed") | about("loop.stopped") | about("aggregate.failed")
+            ) or not is_ours(core, envelope)
         if envelope.type == "DeadLetter":
             assert envelope.id in about("dead_letter.created") or not is_ours(core, envelope)
     assert set(core.failures) <= about("activation.retried")
     assert {key for kind, key in core.late if kind == "run"} <= about("deadline.missed")
+    assert {key for _, key in core.came_late} <= about("aggregate.late")
+    assert {key for _, key in core.let_go} <= about("aggregate.failed") | about("aggregate.discarded")
 
 
 def is_ours(core: AuditCore, envelope: Envelope) -> bool:

@@ -33,6 +33,8 @@ class Tried(BaseModel):
     uid: int
 
 
+MAX_REPEAT_S = 5.0
+"""Virtual seconds after which no request comes a second time (`Faults.max_repeat_s`)."""
 OPERATED = ("retry", "limited", "keyed", "fragile", "buried", "split")
 """Agents that somebody may pause."""
 
@@ -128,6 +130,15 @@ async def pause(world: World, story: Story) -> None:
     await persist(lambda: story.flock.pause(by="sim", **what))
     await asyncio.sleep(world.rng.random() * 3)
     await persist(lambda: story.flock.resume(by="sim", **what))
+
+
+async def lift_pauses(story: Story) -> None:
+    """Resume what a request that came twice has paused again behind its resumption, as operators would."""
+    await asyncio.sleep(MAX_REPEAT_S)
+    for view in await persist(lambda: story.flock.paused()):
+        what = Chore if view.kind == "type" else view.name
+        await persist(lambda k=view.kind, w=what: story.flock.resume(by="sim", **{k: w}))  # type: ignore[misc]  # bound now
+    await persist(lambda: story.flock.breakers.close("fragile", by="sim"))
 
 
 async def force(world: World, story: Story) -> None:

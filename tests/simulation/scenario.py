@@ -33,7 +33,7 @@ from tests.simulation.checks import (
 )
 from tests.simulation.disk import SimDisk
 from tests.simulation.fanned import check_fans, has_fans
-from tests.simulation.limited import operate
+from tests.simulation.limited import lift_pauses, operate
 from tests.simulation.simulator import SimBoard, SimFlock, persist, run_seeded
 from tests.simulation.store import SimStore
 from tests.simulation.timed import check_times, publish_docs, wait_for_the_clock
@@ -165,6 +165,7 @@ async def look_at(shard: Shard) -> None:
 async def settle(world: World, story: Story) -> None:
     """Let everything come to its end without further faults."""
     world.calm()
+    await lift_pauses(story)
     board = story.flock.board
     assert board is not None
     idle = await persist(lambda: board.wait_idle(timeout_s=QUIET_S, timers=True))

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from flock_ray import BatchSpec, JoinSpec, When, flock_type
 from flock_ray.core.system_types import WorkflowError
 from flock_ray.core.visibility import PrivateVisibility
+from tests.simulation.aggregating import Motion, declare_aggregates
 from tests.simulation.fanned import Bundle, declare_fanned, has_fans
 from tests.simulation.limited import Chore, declare_limited
 from tests.simulation.simulator import SimFlock, persist
@@ -129,6 +130,7 @@ def declare(flock: SimFlock, world: World) -> None:
     if has_fans(world):
         declare_fanned(flock, world)
     declare_timed(flock, world)
+    declare_aggregates(flock, world)
 
 
 def declare_late(flock: SimFlock) -> None:
@@ -150,6 +152,11 @@ class Story:
 
 
 SEEING = (
+    "speaker",
+    "teller",
+    "agg-early",
+    "agg-quiet",
+    "agg-window",
     "slow",
     "split",
     "and",
@@ -164,7 +171,7 @@ SEEING = (
 )
 ONLY_SOME = PrivateVisibility(agents=frozenset(SEEING))
 KINDS: tuple[Callable[..., BaseModel], ...] = (
-    Seed, Seed, Step, Note, Note, Part, Ping, Ping, Ping, Chore, Chore, Chore
+    Seed, Seed, Step, Note, Note, Part, Ping, Ping, Ping, Chore, Chore, Chore, Motion, Motion
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 from tests.simulation.approving import run_approvals
 from tests.simulation.mutants import (
+    aggregating,
     approving,
     dispatching,
     failing,
@@ -33,6 +34,7 @@ MUTANTS: dict[str, Mutant] = {
         silence,
         failing,
         fanning,
+        aggregating,
         approving,
         timing,
     )
@@ -97,6 +99,15 @@ FIRST: dict[str, int] = {
     "forget_redriven_chunks": 5,
     "merge_in_order_of_arrival": 2,
     "leave_fan_outs_open": 2,
+    "decide_aggregates_twice": 10,
+    "forget_a_vote_in_a_restart": 0,
+    "forget_what_was_voted": 0,
+    "forget_decisions_in_a_restart": 0,
+    "never_notice_rest": 0,
+    "forget_rest_in_a_restart": 13,
+    "take_work_for_rest": 0,
+    "withdraw_what_others_want": 0,
+    "forget_watermarks": 19,
     "count_an_approval_twice": 0,
     "forget_approvals": 0,
     "forget_votes": 0,

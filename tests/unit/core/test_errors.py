@@ -40,7 +40,8 @@ def _tree(cls: type[FlockError]) -> list[type[FlockError]]:
 ALL = [
     cls
     for cls in dict.fromkeys(_tree(FlockError))
-    if cls.__module__ in ("flock_ray.errors", "flock_ray.error_base", "flock_ray.error_artifacts")
+    if cls.__module__
+    in ("flock_ray.errors", "flock_ray.error_base", "flock_ray.error_artifacts", "flock_ray.store_errors")
 ]
 
 Copier = Callable[[Any], Any]
