@@ -22,6 +22,7 @@ REVIEWERS = 9
 AGREEMENT = 0.85
 """Share of the reviewers who see a content as it is."""
 MEAN_CALL_S = 2.0
+MIN_SAVING = 0.30
 AT_ONCE = (REVIEWERS, 3, 1)
 """Calls of one content at the same time, at most."""
 
@@ -105,6 +106,27 @@ def run(*, quick: bool) -> dict[str, Any]:
             "saved_answered": 1 - early["answered"] / full["answered"],
             "saved_time": 1 - early["seconds"] / full["seconds"],
         }
+    return found
+
+
+def rows(result: dict[str, Any]) -> list[tuple[str, str, str, str, str, bool]]:
+    """Return the cells of the report's rows, each with its verdict.
+
+    Calls that were answered are paid in full; those that had begun when the decision fell are cancelled.
+    """
+    found = []
+    for at_once in map(str, AT_ONCE):
+        part = result[at_once]
+        found.append(
+            (
+                f"votes of {result['reviewers']} on {result['contents']} contents, {at_once} at once: answered, begun",
+                f"{part['early']['answered']:,}, {part['early']['begun']:,} of {part['full']['answered']:,}",
+                "",
+                f"-{part['saved_answered']:.0%}, -{part['saved_begun']:.0%}",
+                f"answered <= -{MIN_SAVING:.0%}, same decisions",
+                part["same_decisions"] and part["saved_answered"] >= MIN_SAVING,
+            )
+        )
     return found
 
 

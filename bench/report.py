@@ -35,7 +35,6 @@ MAX_YEAR_S = 10.0
 MAX_QUIET_LOAD = 1.3
 MAX_LARGE_RATIO = 1.5
 MAX_LARGE_SHARD_BYTES = 200_000_000
-MIN_EARLY_SAVING = 0.30
 
 
 class Row(NamedTuple):
@@ -222,21 +221,9 @@ def _overload_rows(result: dict[str, Any]) -> list[Row]:
 
 
 def _early_rows(result: dict[str, Any]) -> list[Row]:
-    """Calls that were answered are paid in full; those that had begun when the decision fell are cancelled."""
-    rows = []
-    for at_once in ("9", "3", "1"):
-        part = result[at_once]
-        good = part["same_decisions"] and part["saved_answered"] >= MIN_EARLY_SAVING
-        rows.append(
-            Row(
-                f"votes of {result['reviewers']} on {result['contents']} contents, {at_once} at once: answered, begun",
-                f"{part['early']['answered']:,}, {part['early']['begun']:,} of {part['full']['answered']:,}",
-                ratio=f"-{part['saved_answered']:.0%}, -{part['saved_begun']:.0%}",
-                target=f"answered <= -{MIN_EARLY_SAVING:.0%}, same decisions",
-                verdict=_judge(good),
-            )
-        )
-    return rows
+    from bench.early_decisions import rows
+
+    return [Row(*cells[:-1], verdict=_judge(cells[-1])) for cells in rows(result)]
 
 
 def _model_rows(result: dict[str, Any]) -> list[Row]:
