@@ -20,6 +20,7 @@ from flock_ray.actors.executor import Executor
 from flock_ray.actors.gateway_process import embeddings_link, model_link, recorded
 from flock_ray.actors.handles import ActorLink, RayPeers, actor_name
 from flock_ray.actors.limits import ShardSettings
+from flock_ray.actors.meters import RayMeter
 from flock_ray.actors.payloads import RayPayloads
 from flock_ray.actors.pools import RouterSettings
 from flock_ray.actors.router import Router
@@ -101,6 +102,7 @@ class RayShard(Shard):
         gc.set_threshold(*SHARD_GC_THRESHOLDS)
         gc.freeze()  # what start-up made stays: no collection looks at it again
         self.start()
+        self.measure_into(RayMeter(plan.namespace))
 
     def outrun(self) -> None:
         """End at once, unanswered: Ray starts a new process, and callers wait for it."""

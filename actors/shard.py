@@ -22,6 +22,7 @@ from flock_ray.actors.letters import ShardLetters
 from flock_ray.actors.limiting import ShardLimits
 from flock_ray.actors.limits import ShardSettings
 from flock_ray.actors.lookups import ShardLookups
+from flock_ray.actors.measuring import ShardMeasuring
 from flock_ray.actors.outbound import ShardOutbound
 from flock_ray.actors.pausing import ShardPausing
 from flock_ray.actors.readers import ShardReaders
@@ -57,7 +58,7 @@ MAX_BATCH_BYTES = 16 * 1024 * 1024
 class Shard(
     ShardClaims, ShardOutbound, ShardReaders, ShardTexts, ShardRetention, ShardLetters, ShardLedgers, ShardPausing,
     ShardSchedules, ShardLimits, ShardLookups, ShardFencing, ShardFans, ShardSpending,
-    ShardApprovals,
+    ShardApprovals, ShardMeasuring,
 ):  # fmt: skip
     """One shard of a board."""
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 
 from flock_ray.actors.arrivals import WorkerClaims
+from flock_ray.actors.rematching import Rematching
 from flock_ray.actors.token_stream import TokenStream
 from flock_ray.claiming import Claiming
 from flock_ray.context.reader import BoardReader
@@ -152,7 +153,7 @@ def pool_of(worker: str) -> str:
     return worker.partition(":")[0]
 
 
-class Worker(WorkerClaims):
+class Worker(WorkerClaims, Rematching):
     """One worker process."""
 
     def __init__(
@@ -223,8 +224,6 @@ class Worker(WorkerClaims):
         self._out: dict[int, list[wire.Completion]] = {}
         self._sending: dict[int, asyncio.Task[None]] = {}
         self._direct: dict[bytes, asyncio.Future[wire.Completion]] = {}
-        self._rematch: set[bytes] = set()
-        """Activations that started under an older table: their outputs are matched again."""
         self._installing = asyncio.Lock()
         self._offload = offload
         self._closed = False
@@ -377,11 +376,13 @@ class Worker(WorkerClaims):
         done = await self._fetched(timeout_s) and await self._executor.drain(timeout_s)
         self._closed = True
         done = done and await self._executor.drain(1.0)
+        if self._unmatched:
+            await asyncio.wait(list(self._unmatched), timeout=timeout_s)
         if self._sending:
             await asyncio.wait(list(self._sending.values()), timeout=timeout_s)
         if self._texts is not None:
             await self._texts.flush(1.0)
-        return done and not self._sending
+        return done and not self._sending and not self._unmatched
 
     def _hand_back(self) -> None:
         """Return to the shards what a blocked user loop would never run; they give it to other workers."""
@@ -399,7 +400,7 @@ class Worker(WorkerClaims):
         self._executor.close()
         if self._texts is not None:
             self._texts.close()
-        for task in (*self._sending.values(), *self._fetches):
+        for task in (*self._sending.values(), *self._fetches, *self._unmatched):
             task.cancel()
 
     # -- results -------------------------------------------------------------------------------
@@ -413,13 +414,16 @@ class Worker(WorkerClaims):
                 if future is not None and not future.done():
                     future.set_result(completion)
                 continue
-            pending = self._out.get(shard)
-            if pending is None:
-                self._out[shard] = [completion]
-            else:
-                pending.append(completion)
-            if shard not in self._sending:
-                self._sending[shard] = asyncio.ensure_future(self._send(shard))
+            self._put(shard, completion)
+
+    def _put(self, shard: int, completion: wire.Completion) -> None:
+        pending = self._out.get(shard)
+        if pending is None:
+            self._out[shard] = [completion]
+        else:
+            pending.append(completion)
+        if shard not in self._sending:
+            self._sending[shard] = asyncio.ensure_future(self._send(shard))
 
     async def _send(self, shard: int) -> None:
         """Push completions to a shard until none is left; what piles up meanwhile is the next batch."""
@@ -440,7 +444,12 @@ class Worker(WorkerClaims):
             if matched != version:
                 self._rematch |= {completion.id for completion in completions}
             if self._rematch:
-                completions = await self._match_again(completions)
+                ready = await self._match_again(shard, completions)
+                if len(ready) < len(completions):
+                    if not ready:
+                        return
+                    stowed = await self._stow(shard, ready)
+                completions = ready
             matched = version
             if version != self._edge.table.version:
                 continue
@@ -475,23 +484,3 @@ class Worker(WorkerClaims):
             await asyncio.sleep(RETRY_S * 10)
             return
         await self.install(version, agents)
-
-    async def _match_again(self, completions: list[wire.Completion]) -> list[wire.Completion]:
-        stale = [c for c in completions if c.id in self._rematch]
-        if not stale:
-            return completions
-        self._rematch.difference_update(c.id for c in stale)
-        ids = {c.id for c in stale}
-        matched: list[wire.Completion] = await self._offload(
-            lambda: [self._rematched(c) if c.id in ids else c for c in completions]
-        )
-        return matched
-
-    def _rematched(self, completion: wire.Completion) -> wire.Completion:
-        try:
-            outputs = tuple(self._edge.rematch(posting) for posting in completion.outputs)
-        except ModelError as error:
-            # Nobody knows who gets the outputs: the run has failed, unless it had failed before.
-            failed = completion.error or describe(error)
-            return msgspec.structs.replace(completion, outputs=(), error=failed)
-        return msgspec.structs.replace(completion, outputs=outputs)

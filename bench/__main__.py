@@ -14,8 +14,8 @@ from bench.report import judge, table
 from bench.runner import Job, run_here, run_job
 
 NAMES = (
-    "match_cost", "startup", "chain", "slow_async", "model_calls", "overload", "fan_out", "board_size", "large",
-    "durable", "recovery", "naive", "year", "toy", "early_decisions",
+    "match_cost", "startup", "chain", "slow_async", "model_calls", "overload", "crowded", "fan_out", "board_size",
+    "large", "durable", "recovery", "naive", "year", "toy", "early_decisions",
 )  # fmt: skip
 """In the order they run; `toy` alone is for working on the toy."""
 SHARDS = (1, 2, 4)

@@ -24,8 +24,6 @@ MAX_START_S = 8.0
 MAX_MODEL_MEMORY_BYTES = 2_000_000_000
 MAX_GATEWAY_MS = 5.0
 MAX_FIRST_ANSWER_S = 12.0
-MIN_POISON_RATIO = 0.80
-MAX_REDRIVE_RATIO = 1.1
 MAX_MATCH_US = 50.0
 MAX_MATCH_GROWTH = 1.3
 MIN_CHUNKS_PER_S = 5_000.0
@@ -195,27 +193,6 @@ def _slow_rows(result: dict[str, Any]) -> list[Row]:
             str(workers),
             target=f"1 to {MAX_WORKERS}",
             verdict=_judge(1 <= workers <= MAX_WORKERS),
-        ),
-    ]
-
-
-def _overload_rows(result: dict[str, Any]) -> list[Row]:
-    rate = result["among_poison_per_s"] / result["pure_per_s"]
-    slower = result["redrive_p99_ms"] / result["live_p99_ms"]
-    return [
-        Row(
-            f"good messages/s with {result['poison']:,} poison ones among {result['good']:,}",
-            f"{result['among_poison_per_s']:,.0f}, without {result['pure_per_s']:,.0f}",
-            ratio=f"{rate:.0%}",
-            target=f">= {MIN_POISON_RATIO:.0%}",
-            verdict=_judge(rate >= MIN_POISON_RATIO),
-        ),
-        Row(
-            f"live p99 beside a redrive of {result['redriven']:,} letters, 50/s",
-            f"{result['redrive_p99_ms']:.1f} ms, without {result['live_p99_ms']:.1f} ms",
-            ratio=f"{slower:.2f}x",
-            target=f"<= {MAX_REDRIVE_RATIO:g}x",
-            verdict=_judge(slower <= MAX_REDRIVE_RATIO),
         ),
     ]
 
@@ -452,6 +429,8 @@ def _large_rows(results: Results) -> list[Row]:
 
 def judge(results: Results) -> list[Row]:
     """Turn results by job label into rows; a failed job is a row with the verdict ERROR."""
+    from bench.crowded_rows import crowded_rows, overload_rows  # it needs `Row`
+
     good = {label: result for label, result in results.items() if "error" not in result}
     rows: list[Row] = []
     for shards in (1, 2, 4):
@@ -468,9 +447,10 @@ def judge(results: Results) -> list[Row]:
         "board_size": _board_rows,
         "slow_async": _slow_rows,
         "model_calls": _model_rows,
-        "overload": _overload_rows,
+        "overload": overload_rows,
         "fan_out": _fan_rows,
         "early_decisions": _early_rows,
+        "crowded": crowded_rows,
         "startup": _startup_rows,
         "match_cost": _match_rows,
         "year": _year_rows,

@@ -11,6 +11,7 @@ import msgspec
 
 from flock_ray.core.breakers import State
 from flock_ray.core.limit_status import BreakerStatus, LimitStatus
+from flock_ray.core.measures import Measurement, summed
 from flock_ray.errors import ConfigurationError, UnknownAgentError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = ["AgentLoad", "BreakerView", "Breakers", "Limiting", "Limits", "limit_
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _decode = msgspec.msgpack.Decoder(list[LimitStatus]).decode
+_measurements = msgspec.msgpack.Decoder(list[Measurement]).decode
 
 MAX_BY_CHARS = 200
 
@@ -177,6 +179,18 @@ class Limiting:
 
     async def _ready_board(self) -> Board:
         raise NotImplementedError  # Flock's
+
+    async def measurements(self) -> list[Measurement]:
+        """Return the board's numbers for dashboards, over all shards: runs, retries, dead letters, breakers, queues.
+
+        They are what the shards also tell Ray's metrics every ten seconds; see the reference for their names. Counters
+        count since the process of a shard began.
+
+        Raises:
+            StoreUnavailableError: A shard does not answer. Retryable.
+        """
+        blobs = await (await self._ready_board()).each("measurements")
+        return summed(one for blob in blobs for one in _measurements(blob))
 
     @property
     def breakers(self) -> Breakers:

@@ -37,6 +37,7 @@ __all__ = [
     "rules_of",
 ]
 
+Renews = Literal["day", "month"]
 OnExceeded = Literal["stop", "queue", "degrade", "ask"]
 
 DEGRADE_AT = 0.8
@@ -46,7 +47,10 @@ MAX_REMEMBERED = 10_000
 """Workflows with a budget of their own that a Flock remembers, for what it publishes into them later."""
 PAGE = 1_000
 
-_ACCOUNT = re.compile(r"(#\d+/)?(agent:[^/]+/)?(day|(workflow|tenant):.*)|(#\d+/)?agent:[^/]+", re.DOTALL)
+_ACCOUNT = re.compile(
+    r"(#\d+/)?(agent:[^/]+/)?(day|((day|month)/)?(workflow|tenant):.*)|(#\d+/)?((day|month)/)?agent:[^/]+",
+    re.DOTALL,
+)
 _encode = msgspec.msgpack.Encoder().encode
 _rows = msgspec.msgpack.Decoder(list[AccountRow]).decode
 
@@ -89,12 +93,15 @@ class Budget:
     """What happens when a call does not fit any more.
 
     `stop`: the run fails with BudgetExceededError. `queue`: the run waits, without its worker, for the next UTC day or
-    for somebody who raises the limit. `degrade`: the call goes to `degrade_to`. `ask`: people decide about more, as
-    `approval` says; the run waits like one of `queue`, and fails when they say no."""
+    month, or for somebody who raises the limit. `degrade`: the call goes to `degrade_to`. `ask`: people decide about
+    more, as `approval` says; the run waits like one of `queue`, and fails when they say no."""
     degrade_to: str | None = None
     """Model of `degrade`: it gets the last fifth of the budget; `degrade(model, at=...)` says another share."""
     approval: ApprovalSpec | None = None
     """Of `ask`: who decides, by when, with which quorum."""
+
+    renews: Renews | None = None
+    """When each account of it begins anew: with every UTC day or month; None: never, unless it is per day."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -102,6 +109,7 @@ class Budget:
         Raises:
             ConfigurationError: One makes no sense.
         """
+        self._check_renewal()
         if self.usd is None and self.tokens is None and self.calls is None:
             raise ConfigurationError("Budget() limits nothing: give usd=, tokens= or calls=.")
         _limit(self.usd, self.tokens, self.calls, "Budget")
@@ -125,6 +133,14 @@ class Budget:
             )
         if self.degrade_to is not None:
             _check_degrade(self.degrade_to, DEGRADE_AT)
+
+    def _check_renewal(self) -> None:
+        if self.renews is not None and self.renews not in get_args(Renews):
+            raise ConfigurationError(f'Budget(renews={self.renews!r}): choose "day", "month" or None.')
+        if self.per == "day" and self.renews == "month":
+            raise ConfigurationError(
+                'Budget(per="day", renews="month"): one that is per day begins anew every day.'
+            )
 
     def _check_asking(self) -> None:
         given: object = self.approval
@@ -161,8 +177,8 @@ class BudgetStatus:
     """One account of a budget, as it is now."""
 
     account: str
-    """Its name, for `flock.budgets.set`: `tenant:acme`, `agent:writer`, `day`, `workflow:...`, or `agent:writer/day`
-    for what one agent's own budget counts."""
+    """Its name, for `flock.budgets.set`: `tenant:acme`, `agent:writer`, `day`, `workflow:...`, `agent:writer/day` for
+    what one agent's own budget counts, or `month/tenant:acme` for one that renews."""
     limit_usd: float | None
     limit_tokens: int | None
     limit_calls: int | None
@@ -213,7 +229,7 @@ def rules_of(
     for budget in budgets:
         if not isinstance(budget, Budget):
             raise ConfigurationError(f"{at} takes Budget(...), got {type(budget).__name__}")
-        rules.append(BudgetRule(budget.per, budget.limit, budget.terms, own))
+        rules.append(BudgetRule(budget.per, budget.limit, budget.terms, own, budget.renews or ""))
     return tuple(rules)
 
 
@@ -351,6 +367,8 @@ class Budgets:
             raise ConfigurationError(
                 f'publish(budget=...) is for one workflow: per="{budget.per}" makes no sense.'
             )
+        if budget.renews is not None:
+            raise ConfigurationError("publish(budget=...): the budget of one workflow does not renew.")
         # First: an artifact must not be there before what pays for it.
         await self._send(account_name("workflow", workflow), budget.limit, budget.terms, False, "publish")
         if len(self._workflows) >= MAX_REMEMBERED:
@@ -408,7 +426,7 @@ def _home(account: object) -> int:
     if not isinstance(account, str) or _ACCOUNT.fullmatch(account) is None:
         raise ConfigurationError(
             f"There is no budget account {account!r}: they are named like tenant:acme, agent:writer, workflow:<id>, "
-            "day, or agent:writer/day; see flock.budgets.list()."
+            "day, month/tenant:acme, or agent:writer/day; see flock.budgets.list()."
         )
     return home_of_account(account)
 
@@ -418,6 +436,7 @@ def _kind(account: str) -> str:
     rest = re.sub(r"^#\d+/", "", account)
     if rest.startswith("agent:") and "/" in rest:
         rest = rest.partition("/")[2]
+    rest = re.sub(r"^(day|month)/", "", rest)
     return rest.partition(":")[0]
 
 

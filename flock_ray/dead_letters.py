@@ -27,6 +27,7 @@ from flock_ray.letters.views import (
     OpenLetter,
     artifact_of,
     checked_text,
+    conditions_of,
     cursor_of,
     letter_id,
     letter_not_open,
@@ -182,15 +183,18 @@ class DeadLetters:
         inputs = await board.fetch([uuid.UUID(entry.id).bytes for entry in content.inputs])
         edited = {} if row is None else dict(row.letter.replaced)
         replaced = dict(zip(edited, await board.fetch(list(edited.values())), strict=True))
-        conditions = {}
-        for envelope in inputs:
-            if envelope is not None and (checks := await board.conditions(content.subscription, envelope)):
-                conditions[uuid.UUID(bytes=envelope.id)] = tuple(checks)
+        conditions = conditions_of(content)
+        if not content.conditions:
+            for envelope in inputs:
+                if envelope is not None and (
+                    checks := await board.conditions(content.subscription, envelope)
+                ):
+                    conditions[uuid.UUID(bytes=envelope.id)] = tuple(checks)
         return DeadLetterDetails(
             uuid.UUID(bytes=key), content, Artifact.from_envelope(found), row is not None,
             tuple(artifact_of(envelope) for envelope in inputs),
             {uuid.UUID(bytes=old): artifact_of(new) for old, new in replaced.items()},
-            await self._history(board, found), conditions,
+            await self._history(board, found), conditions, "failure" if content.conditions else "now",
         )  # fmt: skip
 
     async def _history(self, board: LetterBoard, letter: Envelope) -> tuple[DeadLetterAction, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from flock_ray.core.definition import AgentDefinition
@@ -19,9 +19,9 @@ from flock_ray.core.rows import (
 )
 from flock_ray.core.wire import Envelope
 
-__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "Notifier", "PayloadStore", "PeerGoneError",
-           "Peers", "Persistence", "PrincipalDirectory", "RouterLink", "ShardLink", "ShardStore", "Spawner",
-           "WorkerLink"]  # fmt: skip
+__all__ = ["ArtifactIndex", "Clock", "DefinitionCodec", "Journal", "Meter", "Notifier", "PayloadStore",
+           "PeerGoneError", "Peers", "Persistence", "PrincipalDirectory", "RouterLink", "ShardLink", "ShardStore",
+           "Spawner", "WorkerLink"]  # fmt: skip
 
 
 class PeerGoneError(Exception):
@@ -54,6 +54,18 @@ class Clock(Protocol):
 
     def now_us(self) -> int:
         """Return microseconds since the Unix epoch."""
+        ...
+
+
+class Meter(Protocol):
+    """Takes numbers for dashboards: Ray's metrics, OpenTelemetry, or a list in a test. Never blocks."""
+
+    def count(self, name: str, added: float, labels: Mapping[str, str], text: str) -> None:
+        """Add to a counter; `text` says what it counts."""
+        ...
+
+    def gauge(self, name: str, value: float, labels: Mapping[str, str], text: str) -> None:
+        """Say how much there is of something now."""
         ...
 
 

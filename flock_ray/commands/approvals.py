@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import sys
 from collections.abc import Awaitable, Callable
@@ -11,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flock_ray.commands.breakers import _who
+from flock_ray.commands.joining import verb, who
 from flock_ray.commands.letters import _plain, _time
 from flock_ray.errors import ConfigurationError
 
@@ -70,28 +69,17 @@ def add_commands(approvals: argparse.ArgumentParser) -> None:
 
 
 def _verb(verbs: Any, name: str, text: str, work: Work, *, code: bool = False) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("board", metavar="BOARD", help="namespace of a board on a running Ray")
-    parser.set_defaults(command=lambda options: asyncio.run(_run(work, options, code=code)))
-    return parser
+    async def run(ready: Callable[[], Awaitable[Board]], options: argparse.Namespace) -> None:
+        from flock_ray.approvals.principals import directory_of
+        from flock_ray.approvals.service import Approvals
+        from flock_ray.config import load_settings
+        from flock_ray.core.registry import type_registry
 
-
-async def _run(work: Work, options: argparse.Namespace, *, code: bool) -> int:
-    from flock_ray.approvals.principals import directory_of
-    from flock_ray.approvals.service import Approvals
-    from flock_ray.commands.letters import joined_board
-    from flock_ray.config import load_settings
-    from flock_ray.core.registry import type_registry
-
-    settings = load_settings()
-    async with joined_board(options.board, code=code) as board:
-
-        async def ready() -> Board:
-            return board
-
+        settings = load_settings()
         directory = directory_of(None, settings.principals)
         await work(Approvals(ready, type_registry, directory, settings.approval_secret), options)
-    return 0
+
+    return verb(verbs, name, text, run, code=code)
 
 
 async def _list(approvals: Approvals, options: argparse.Namespace) -> None:
@@ -127,7 +115,7 @@ async def _show(approvals: Approvals, options: argparse.Namespace) -> None:
 
 async def _decide(approvals: Approvals, options: argparse.Namespace) -> None:
     kind, key = options.decision, options.approval
-    said: dict[str, Any] = {"by": _who(options), "comment": options.comment}
+    said: dict[str, Any] = {"by": who(options), "comment": options.comment}
     if kind == "delegate":
         one = await approvals.delegate(key, to=options.to, **said)
     elif kind == "edit":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import getpass
-import os
 from typing import TYPE_CHECKING, Any
+
+from flock_ray.commands.joining import by_whom, verb, who
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -27,29 +26,16 @@ def add_commands(breakers: argparse.ArgumentParser) -> None:
     ):
         parser = _verb(verbs, name, text, _open if name == "open" else _close)
         parser.add_argument("agent", metavar="AGENT", help="name of the agent")
-        parser.add_argument(
-            "--by", metavar="WHO", help="who and why, for events and audit log; default: the user's name"
-        )
+        by_whom(parser)
 
 
 def _verb(verbs: Any, name: str, text: str, work: Work) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("board", metavar="BOARD", help="namespace of a board on a running Ray")
-    parser.set_defaults(command=lambda options: asyncio.run(_run(work, options)))
-    return parser
-
-
-async def _run(work: Work, options: argparse.Namespace) -> int:
-    from flock_ray.breakers import Breakers
-    from flock_ray.commands.letters import joined_board
-
-    async with joined_board(options.board) as board:
-
-        async def ready() -> Board:
-            return board
+    async def run(ready: Callable[[], Awaitable[Board]], options: argparse.Namespace) -> None:
+        from flock_ray.breakers import Breakers
 
         await work(Breakers(ready), options)
-    return 0
+
+    return verb(verbs, name, text, run)
 
 
 async def _list(breakers: Breakers, _: argparse.Namespace) -> None:
@@ -60,17 +46,8 @@ async def _list(breakers: Breakers, _: argparse.Namespace) -> None:
 
 
 async def _open(breakers: Breakers, options: argparse.Namespace) -> None:
-    print(await breakers.open(options.agent, by=_who(options)))
+    print(await breakers.open(options.agent, by=who(options)))
 
 
 async def _close(breakers: Breakers, options: argparse.Namespace) -> None:
-    print(await breakers.close(options.agent, by=_who(options)))
-
-
-def _who(options: argparse.Namespace) -> str:
-    if options.by is not None:
-        return str(options.by)
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"uid {os.getuid()}"
+    print(await breakers.close(options.agent, by=who(options)))

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import getpass
 import json
-import os
 import re
 import sys
-import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flock_ray.commands.joining import by_whom, verb, who
 from flock_ray.errors import ConfigurationError, FlockError
 
 if TYPE_CHECKING:
@@ -48,37 +44,32 @@ def add_commands(dlq: argparse.ArgumentParser) -> None:
     _letter(edit)
     edit.add_argument("payload", metavar="FILE", help="JSON of the whole new payload; - for standard input")
     edit.add_argument("--input", metavar="ID", help="which input, if there are several")
-    _by(edit)
+    by_whom(edit)
     redrive = _verb(verbs, "redrive", "run dead letters again, each once", _redrive)
     redrive.add_argument("letters", metavar="LETTER", nargs="*", help="ids; or --all")
     redrive.add_argument("--all", action="store_true", help="all that the filters select")
     _filters(redrive)
     redrive.add_argument("--rate", type=float, metavar="N", help="letters per second, with --all")
     redrive.add_argument("--dry-run", action="store_true", help="only count, with --all")
-    _by(redrive)
+    by_whom(redrive)
     discard = _verb(verbs, "discard", "give dead letters up", _discard)
     discard.add_argument("letters", metavar="LETTER", nargs="+", help="ids")
     discard.add_argument("--reason", default="", help="for the history")
-    _by(discard)
+    by_whom(discard)
 
 
 def _verb(verbs: Any, name: str, text: str, work: Work, *, code: bool = False) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("board", metavar="BOARD", help="namespace of a board on a running Ray")
+    async def run(ready: Callable[[], Awaitable[Board]], options: argparse.Namespace) -> int:
+        from flock_ray.core.registry import type_registry
+        from flock_ray.dead_letters import DeadLetters
 
-    def command(options: argparse.Namespace) -> int:
-        return asyncio.run(_run(work, options, code=code))
+        return await work(DeadLetters(ready, type_registry), options)
 
-    parser.set_defaults(command=command)
-    return parser
+    return verb(verbs, name, text, run, code=code)
 
 
 def _letter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("letter", metavar="LETTER", help="id of the dead letter")
-
-
-def _by(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--by", default=None, metavar="WHO", help="for the history; default: the user's name")
 
 
 def _filters(parser: argparse.ArgumentParser) -> None:
@@ -110,15 +101,6 @@ def _selector(options: argparse.Namespace) -> dict[str, Any]:
         "queue": options.queue, "agent": options.agent, "error_type": options.error,
         "workflow": options.workflow, "since": options.since, "before": options.before,
     }  # fmt: skip
-
-
-def _who(options: argparse.Namespace) -> str:
-    if options.by is not None:
-        return str(options.by)
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"uid {os.getuid()}"
 
 
 # -- commands ------------------------------------------------------------------------------------
@@ -179,7 +161,7 @@ async def _edit(letters: DeadLetters, options: argparse.Namespace) -> int:
         raise ConfigurationError(f"{options.payload} is no JSON: {error}.") from None
     if not isinstance(payload, dict):
         raise ConfigurationError(f"{options.payload} holds no JSON object.")
-    made = await letters.edit(options.letter, payload, input=options.input, by=_who(options))
+    made = await letters.edit(options.letter, payload, input=options.input, by=who(options))
     print(f"a redrive uses {made.id}")
     return 0
 
@@ -192,14 +174,14 @@ def _read(path: str) -> str:
 
 
 async def _redrive(letters: DeadLetters, options: argparse.Namespace) -> int:
-    by, selector = _who(options), _selector(options)
+    by, selector = who(options), _selector(options)
     if options.all == bool(options.letters):
         raise ConfigurationError("flock dlq redrive: name letters, or give --all.")
     if options.all:
         report = await letters.redrive_all(**selector, rate=options.rate, dry_run=options.dry_run, by=by)
-        verb = "would be redriven" if report.dry_run else "redriven"
+        done = "would be redriven" if report.dry_run else "redriven"
         print(
-            f"{report.matched if report.dry_run else report.redriven} of {report.matched} dead letters {verb}"
+            f"{report.matched if report.dry_run else report.redriven} of {report.matched} dead letters {done}"
         )
         for count, why in (
             (report.gone, "were redriven or discarded by somebody else"),
@@ -215,13 +197,13 @@ async def _redrive(letters: DeadLetters, options: argparse.Namespace) -> int:
 
 
 async def _discard(letters: DeadLetters, options: argparse.Namespace) -> int:
-    by = _who(options)
+    by = who(options)
     return await _each(
         options.letters, lambda key: letters.discard(key, by=by, reason=options.reason), "discarded"
     )
 
 
-async def _each(keys: list[str], work: Callable[[str], Awaitable[bool]], verb: str) -> int:
+async def _each(keys: list[str], work: Callable[[str], Awaitable[bool]], what: str) -> int:
     worst = 0
     for key in keys:
         try:
@@ -232,7 +214,7 @@ async def _each(keys: list[str], work: Callable[[str], Awaitable[bool]], verb: s
             print(f"{key}: {type(error).__name__}: {error}", file=sys.stderr)
             done = None
         if done is not None:
-            print(f"{key}: {verb if done else 'not open any more'}")
+            print(f"{key}: {what if done else 'not open any more'}")
         worst = worst if done else EXIT_NOT_DONE
     return worst
 
@@ -270,76 +252,3 @@ def _everything(details: DeadLetterDetails) -> dict[str, Any]:
         "edited": {str(key): None if new is None else new.to_dict() for key, new in details.edited.items()},
         "history": [action.model_dump(mode="json") for action in details.history],
     }
-
-
-# -- the board -----------------------------------------------------------------------------------
-
-
-async def _run(work: Work, options: argparse.Namespace, *, code: bool) -> int:
-    async with joined(options.board, code=code) as letters:
-        return await work(letters, options)
-
-
-@asynccontextmanager
-async def joined(namespace: str, *, code: bool = False) -> AsyncIterator[DeadLetters]:
-    """Join the dead letters of a board on a running Ray; see `joined_board`."""
-    from flock_ray.core.registry import type_registry
-    from flock_ray.dead_letters import DeadLetters
-
-    async with joined_board(namespace, code=code) as board:
-
-        async def ready() -> Board:
-            return board
-
-        yield DeadLetters(ready, type_registry)
-
-
-@asynccontextmanager
-async def joined_board(namespace: str, *, code: bool = False) -> AsyncIterator[Board]:
-    """Join a board on a running Ray; starts neither.
-
-    Args:
-        namespace: Name of the board.
-        code: Load the agents, and with them the types of artifacts.
-
-    Raises:
-        ConfigurationError: There is no such Ray or board, or an agent's modules can't be imported here.
-    """
-    from flock_ray.actors.bootstrap import ensure_ray, join_board
-    from flock_ray.actors.clock import SystemClock
-    from flock_ray.actors.payloads import RayPayloads
-    from flock_ray.board import Board
-    from flock_ray.config import load_ray_config
-    from flock_ray.core.registry import type_registry
-    from flock_ray.deployment import CloudpickleCodec
-
-    config = load_ray_config()
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
-        config = config.model_copy(update={"address": "auto"})
-    try:
-        ensure_ray(config)
-    except ConnectionError as error:
-        raise ConfigurationError(
-            f"No running Ray was found to look for the board {namespace!r}: set RAY_ADDRESS."
-        ) from error
-    found = await join_board(namespace)
-    if found is None:
-        raise ConfigurationError(f"No board {namespace!r} runs on this Ray: check the name.")
-    board = Board(
-        found.links, owner=uuid.uuid4().hex, registry=type_registry, codec=CloudpickleCodec(), clock=SystemClock(),
-        monotonic=time.monotonic, max_payload_bytes=found.plan.max_payload_bytes, publish_timeout_s=30.0,
-        payloads=RayPayloads(namespace), inline_payload_bytes=found.plan.inline_payload_bytes,
-    )  # fmt: skip
-    try:
-        if code:
-            if "" not in sys.path:
-                sys.path.insert(0, "")  # a console script does not look in the current directory
-            try:
-                await board.deploy([])
-            except (ImportError, AttributeError) as error:
-                raise ConfigurationError(
-                    f"The board's agents can't be loaded here: {error}. Run it where their modules can be imported."
-                ) from error
-        yield board
-    finally:
-        board.let_go()

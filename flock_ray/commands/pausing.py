@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import getpass
-import os
 from typing import TYPE_CHECKING
+
+from flock_ray.commands.joining import by_whom, on_board, who
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,7 +33,7 @@ def add_commands(
             "--type", metavar="NAME", help="runs with an input of this type, by its registered name"
         )
     for parser in (pause, resume, halt):
-        parser.add_argument("--by", metavar="WHO", help="for events and audit log; default: the user's name")
+        by_whom(parser)
         parser.add_argument(
             "--timeout", metavar="S", type=float, default=30.0, help="seconds to wait for shards; default: 30"
         )
@@ -44,16 +43,10 @@ def add_commands(
 
 
 def _on_board(parser: argparse.ArgumentParser, work: Work) -> None:
-    parser.add_argument("board", metavar="BOARD", help="namespace of a board on a running Ray")
-    parser.set_defaults(command=lambda options: asyncio.run(_run(work, options)))
+    async def run(ready: Callable[[], Awaitable[Board]], options: argparse.Namespace) -> None:
+        await work(await ready(), options)
 
-
-async def _run(work: Work, options: argparse.Namespace) -> int:
-    from flock_ray.commands.letters import joined_board
-
-    async with joined_board(options.board) as board:
-        await work(board, options)
-    return 0
+    on_board(parser, run)
 
 
 async def _pause(board: Board, options: argparse.Namespace) -> None:
@@ -63,21 +56,21 @@ async def _pause(board: Board, options: argparse.Namespace) -> None:
     if place is None:  # nothing is named: say what is paused
         await _show(board)
         return
-    await pause_on(board, *place, by=_who(options), reason=options.reason, timeout=options.timeout)
+    await pause_on(board, *place, by=who(options), reason=options.reason, timeout=options.timeout)
     await _show(board)
 
 
 async def _resume(board: Board, options: argparse.Namespace) -> None:
     from flock_ray.pausing import resume_on
 
-    await resume_on(board, *(_place(options) or ("board", "")), by=_who(options), timeout=options.timeout)
+    await resume_on(board, *(_place(options) or ("board", "")), by=who(options), timeout=options.timeout)
     await _show(board)
 
 
 async def _halt(board: Board, options: argparse.Namespace) -> None:
     from flock_ray.pausing import pause_on
 
-    await pause_on(board, "board", "", by=_who(options), reason=options.reason, timeout=options.timeout)
+    await pause_on(board, "board", "", by=who(options), reason=options.reason, timeout=options.timeout)
     await _show(board)
 
 
@@ -103,12 +96,3 @@ def _place(options: argparse.Namespace) -> tuple[Kind, str] | None:
     if options.workflow is not None:
         return "workflow", options.workflow
     return None if options.type is None else ("type", options.type)
-
-
-def _who(options: argparse.Namespace) -> str:
-    if options.by is not None:
-        return str(options.by)
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"uid {os.getuid()}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from flock_ray.commands.breakers import _who
+from flock_ray.commands.joining import by_whom, verb, who
 from flock_ray.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ def add_commands(schedules: argparse.ArgumentParser) -> None:
     for name, text in _ORDERS.items():
         parser = _verb(verbs, name, text, _order)
         parser.add_argument("schedule", metavar="SCHEDULE", help="its name")
-        parser.add_argument("--by", metavar="WHO", help="for events and audit log; default: the user's name")
+        by_whom(parser)
         parser.set_defaults(order=name)
     filling = _verb(verbs, "backfill", "fire a schedule for the times of a range that has passed", _backfill)
     filling.add_argument("schedule", metavar="SCHEDULE", help="its name")
@@ -43,27 +42,16 @@ def add_commands(schedules: argparse.ArgumentParser) -> None:
     filling.add_argument(
         "--to", dest="end", metavar="TIME", required=True, help="end of the range, exclusively"
     )
-    filling.add_argument("--by", metavar="WHO", help="for events and audit log; default: the user's name")
+    by_whom(filling)
 
 
 def _verb(verbs: Any, name: str, text: str, work: Work) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text)
-    parser.add_argument("board", metavar="BOARD", help="namespace of a board on a running Ray")
-    parser.set_defaults(command=lambda options: asyncio.run(_run(work, options)))
-    return parser
-
-
-async def _run(work: Work, options: argparse.Namespace) -> int:
-    from flock_ray.commands.letters import joined_board
-    from flock_ray.schedules import Schedules
-
-    async with joined_board(options.board) as board:
-
-        async def ready() -> Board:
-            return board
+    async def run(ready: Callable[[], Awaitable[Board]], options: argparse.Namespace) -> None:
+        from flock_ray.schedules import Schedules
 
         await work(Schedules(ready, lambda name: None), options)
-    return 0
+
+    return verb(verbs, name, text, run)
 
 
 async def _list(schedules: Schedules, _: argparse.Namespace) -> None:
@@ -74,7 +62,7 @@ async def _list(schedules: Schedules, _: argparse.Namespace) -> None:
 
 
 async def _order(schedules: Schedules, options: argparse.Namespace) -> None:
-    name, by = options.schedule, _who(options)
+    name, by = options.schedule, who(options)
     orders = {"pause": schedules.pause, "resume": schedules.resume, "trigger": schedules.trigger}
     if options.order == "remove":
         await schedules.remove(name, by=by)
@@ -86,7 +74,7 @@ async def _order(schedules: Schedules, options: argparse.Namespace) -> None:
 
 async def _backfill(schedules: Schedules, options: argparse.Namespace) -> None:
     start, end = _moment(options.start), _moment(options.end)
-    count = await schedules.backfill(options.schedule, start, end, by=_who(options))
+    count = await schedules.backfill(options.schedule, start, end, by=who(options))
     print(f"{options.schedule}: {count} fires")
 
 

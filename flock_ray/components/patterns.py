@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+from flock_ray.core.secrets import API_KEY, ASSIGNED, BEARER, JWT, PRIVATE_KEY
 from flock_ray.errors import ConfigurationError
 
 __all__ = ["BUILT_IN", "Pattern", "Span", "custom", "replaced", "spans"]
@@ -150,33 +151,14 @@ def _has_digit(text: str) -> bool:
     return any(char.isdigit() for char in text)
 
 
-_KEY = (
-    r"(?<![\w-])(?:"
-    r"(?:(?:sk|pk|rk|gsk|hf|gh[pousr]|glpat|xox[abp]|npm|shpat|github_pat)[-_]|AIza)[\w-]{16,}"
-    r"|SG\.[\w-]{16,}\.[\w-]{16,}|A[KS]IA[0-9A-Z]{16}"
-    r")(?![\w-])"
-)
-
 BUILT_IN: dict[str, Pattern] = {
     pattern.name: pattern
     for pattern in (
-        Pattern(
-            "private_key",
-            # Without an end, everything behind the beginning is taken for the key.
-            re.compile(
-                r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|\Z)"
-            ),
-        ),
-        Pattern("jwt", re.compile(r"(?<![\w.-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}")),
-        Pattern("bearer", re.compile(r"(?i)(?<!\w)bearer[ \t]{1,4}[\w.~+/=-]{8,}")),
-        Pattern("api_key", re.compile(_KEY), _has_digit),
-        Pattern(
-            "assigned_secret",
-            re.compile(
-                r"(?i)(?<![a-z0-9])(?:api[_-]?key|access[_-]?key|password|passwd|secret|token)[\"']?[ \t]{0,4}[:=]"
-                r"[ \t]{0,4}[\"']?[^\s\"',;}{]{6,}"
-            ),
-        ),
+        Pattern("private_key", re.compile(PRIVATE_KEY)),
+        Pattern("jwt", re.compile(JWT)),
+        Pattern("bearer", re.compile(BEARER)),
+        Pattern("api_key", re.compile(API_KEY), _has_digit),
+        Pattern("assigned_secret", re.compile(ASSIGNED)),
         Pattern("email", re.compile(r"(?<![\w.%+'-])[\w.%+'-]+@[\w-]+(?:\.[\w-]+)+"), hint="@"),
         Pattern(
             "credit_card",

@@ -12,23 +12,14 @@ from pydantic_core import to_json
 from flock_ray.artifact import Artifact
 from flock_ray.context.budget import checked_limit, header_of
 from flock_ray.context.request import BaseContextProvider, ContextProvider, ContextRequest, bind_inner
+from flock_ray.core.secrets import MAYBE_ASSIGNED, SECRETS
 from flock_ray.errors import ConfigurationError
 
 __all__ = ["REDACTED", "SECRET_KEYS", "SECRET_PATTERNS", "RedactingContextProvider"]
 
 REDACTED = "[REDACTED]"
 
-SECRET_PATTERNS: tuple[str, ...] = (
-    r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----(?:(?!-----)[\s\S]){0,20000}+(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?",
-    r"\b(?:sk|pk|rk)[-_][A-Za-z0-9_-]{16,200}",
-    r"\b(?:ghp|gho|ghu|ghs|ghr|github_pat|glpat|xox[abprs])[-_][A-Za-z0-9_-]{10,250}",
-    r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
-    r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{8,2000}+\.[A-Za-z0-9_-]{8,4000}+\.[A-Za-z0-9_-]{8,1000}",
-    r"(?i)\bbearer\s{1,4}[A-Za-z0-9._~+/=-]{16,4000}",
-    r"(?i)(?<=://)[^\s/:@]{0,200}:[^\s/@]{1,200}(?=@)",
-    r"(?i)(?<![a-z0-9])(?:password|passwd|pwd|secret|api[_-]?key|access[_-]?(?:token|key))\b\\{0,3}[\"']?\s{0,4}"
-    r"(?:is\s{1,4}|[:=]\s{0,4})[^\s,;]{1,200}",
-)
+SECRET_PATTERNS: tuple[str, ...] = (*SECRETS[:-1], MAYBE_ASSIGNED)
 """Private keys, API keys and tokens of known forms, credentials in URLs, and `password: ...` in text.
 
 Artifacts may be hostile: none of these goes over the same text again and again.

@@ -15,6 +15,7 @@ from flock_ray.core.visibility import decode_visibility, encode_visibility, narr
 from flock_ray.core.wire import (
     Envelope,
     ErrorInfo,
+    InputCheck,
     Match,
     Posting,
     SubscriptionSpec,
@@ -77,7 +78,9 @@ class ActivationDesk(FanInDesk):
     def _leave(self, slot: Slot, activation: Activation, now_us: int, *, failed: bool | None) -> None:
         raise NotImplementedError  # LaneDesk's
 
-    def _bury(self, slot: Slot, activation: Activation, error: ErrorInfo, now_us: int) -> bool:
+    def _bury(
+        self, slot: Slot, activation: Activation, error: ErrorInfo, now_us: int, checks: tuple[InputCheck, ...] = ()
+    ) -> bool:  # fmt: skip
         raise NotImplementedError  # LetterDesk's
 
     def _end(self, slot: Slot, activation: Activation, now_us: int, *, failed: bool | None) -> None:

@@ -28,6 +28,8 @@ class BudgetRule:
     terms: Terms
     own: bool = False
     """It counts only what this agent does."""
+    renews: str = ""
+    """`day` or `month`: it begins anew with each; empty: never, unless it is per day."""
 
 
 def budget_tag(workflow: str) -> str:
@@ -54,10 +56,10 @@ def charges_of(
     found: dict[str, Charge] = {}
     for rule in rules:
         whose, number = agent if rule.own else "", 1
-        account = account_name(rule.per, names[rule.per], agent=whose)
+        account = account_name(rule.per, names[rule.per], agent=whose, renews=rule.renews)
         while account in found:  # two budgets over the same thing, such as dollars here and calls there
             number += 1
-            account = account_name(rule.per, names[rule.per], agent=whose, number=number)
+            account = account_name(rule.per, names[rule.per], agent=whose, number=number, renews=rule.renews)
         found[account] = Charge(account, rule.limit, rule.terms)
     for tag in tags:
         if tag.startswith(BUDGET_TAG):

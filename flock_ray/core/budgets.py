@@ -8,6 +8,7 @@ reserved together never exceeds a limit, whatever dies in between.
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 
 import msgspec
@@ -17,7 +18,7 @@ from flock_ray.core.ids import derive_id, slot_of
 
 __all__ = [
     "NUSD", "Account", "AccountRow", "Amount", "Charge", "Ledger", "Limit", "Refusal", "Reserve", "SetBudget", "Settle",
-    "Terms", "account_name", "home_of_account", "is_daily",
+    "Terms", "account_name", "home_of_account", "period_of",
 ]  # fmt: skip
 
 NUSD = 1_000_000_000
@@ -32,8 +33,11 @@ MAX_ACCOUNTS = 20_000
 MAX_SETTLED = 256
 """Settled reservations that a slot remembers, so that messages that come twice change nothing."""
 MAX_NAME = 200
-_WORKFLOW = re.compile(r"(#\d+/)?(agent:[^/]+/)?workflow:")
-_DAILY = re.compile(r"(#\d+/)?(agent:[^/]+/)?day")
+_WORKFLOW = re.compile(r"(#\d+/)?(agent:[^/]+/)?((day|month)/)?workflow:")
+_RENEWED = re.compile(r"(?:#\d+/)?(?:agent:[^/]+/)?(day|month)(?:/.*)?", re.DOTALL)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Amount(msgspec.Struct, array_like=True, frozen=True):
@@ -175,7 +179,7 @@ class Account(msgspec.Struct, array_like=True):
     terms: Terms = Terms()
     own_terms: Terms | None = None
     day: int = 0
-    """UTC day that everything here belongs to; 0: it never begins anew."""
+    """UTC day or month that everything here belongs to, as its number; 0: it never begins anew."""
     asked: int = 0
     """How often people were asked for more."""
     denied: bool = False
@@ -210,13 +214,13 @@ class Ledger(msgspec.Struct, array_like=True):
             return None
         limit = charge.limit if account.own is None else account.own
         terms = account.own_terms or charge.terms or account.terms
-        daily = is_daily(charge.account)
+        period = period_of(charge.account)
         spent, held = account.spent, account.held
         for worst, since_us in account.open.values():  # the oldest first; `take` does the same for good
             if since_us + HOLD_US > now_us:
                 break
             spent, held = spent.plus(worst), held.minus(worst)
-        renewed = daily and _day_of(now_us) > account.day
+        renewed = bool(period) and _number(period, now_us) > account.day
         if renewed:
             spent = held = Amount()
         if account.denied and not renewed and terms.policy == "ask":
@@ -229,7 +233,7 @@ class Ledger(msgspec.Struct, array_like=True):
         if found is None:
             return None
         what, most, left, needed, may_free = found
-        renews_us = (_day_of(now_us) + 1) * DAY_US if daily else 0
+        renews_us = _begin_us(period, _number(period, now_us) + 1) if period else 0
         return Refusal(charge.account, what, most, left, needed, may_free, renews_us, terms)
 
     def _forgettable(self) -> str | None:
@@ -310,9 +314,9 @@ class Ledger(msgspec.Struct, array_like=True):
         return account
 
     def _renew(self, name: str, account: Account, now_us: int) -> None:
-        if is_daily(name) and (day := _day_of(now_us)) > account.day:
-            # Calls of the day before that are still open were paid by that day.
-            account.day = day
+        if (period := period_of(name)) and (number := _number(period, now_us)) > account.day:
+            # Calls of the day or month before that are still open were paid by that one.
+            account.day = number
             account.spent = account.held = Amount()
             account.open = {}
             account.denied = False
@@ -359,12 +363,23 @@ def _limit_hit(
     return hit
 
 
-def _day_of(now_us: int) -> int:
-    """Return the number of the UTC day, from 1970."""
-    return now_us // DAY_US
+def _number(period: str, now_us: int) -> int:
+    """Return the number of a UTC day, from 1970, or of a month, from the year 0."""
+    if period == "day":
+        return now_us // DAY_US
+    moment = _EPOCH + timedelta(microseconds=now_us)
+    return moment.year * 12 + moment.month - 1
 
 
-def account_name(kind: str, name: str = "", *, agent: str = "", number: int = 1) -> str:
+def _begin_us(period: str, number: int) -> int:
+    """Return when a day or a month begins."""
+    if period == "day":
+        return number * DAY_US
+    year, month = divmod(number, 12)
+    return (datetime(year, month + 1, 1, tzinfo=UTC) - _EPOCH) // timedelta(microseconds=1)
+
+
+def account_name(kind: str, name: str = "", *, agent: str = "", number: int = 1, renews: str = "") -> str:
     """Name an account: `tenant:acme`, or `agent:writer/tenant:acme` for what one agent does for it.
 
     Args:
@@ -372,20 +387,24 @@ def account_name(kind: str, name: str = "", *, agent: str = "", number: int = 1)
         name: Which one; long ones are cut, and told apart by a hash.
         agent: Only what this agent does; empty: everybody.
         number: Of several budgets over the same thing, from 1.
+        renews: `day` or `month`: it begins anew with each, and is `day/tenant:acme`; empty: never, unless its kind is
+            day.
     """
     if len(name) > MAX_NAME:
         digest = blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         name = f"{name[: MAX_NAME // 2]}~{digest}"
     which = f"#{number}/" if number > 1 else ""
+    period = f"{renews}/" if renews and kind != "day" else ""
     if kind == "agent":
-        return f"{which}agent:{agent or name}"
+        return f"{which}{period}agent:{agent or name}"
     whose = f"agent:{agent}/" if agent else ""
-    return f"{which}{whose}{kind}" if kind == "day" else f"{which}{whose}{kind}:{name}"
+    return f"{which}{whose}{kind}" if kind == "day" else f"{which}{whose}{period}{kind}:{name}"
 
 
-def is_daily(account: str) -> bool:
-    """Say whether an account begins anew with every UTC day."""
-    return _DAILY.fullmatch(account) is not None
+def period_of(account: str) -> str:
+    """Return `day` or `month`, if an account begins anew with each, in UTC; "" if it never does."""
+    found = _RENEWED.fullmatch(account)
+    return "" if found is None else found.group(1)
 
 
 def home_of_account(name: str) -> int:

@@ -29,9 +29,7 @@ class CancelDesk(DeadlineDesk):
             known = slot.workflows.get(workflow)
             running = sum(1 for a in slot.open.values() if a.correlation_id == workflow)
             travel = any(f.run is not None and f.run.correlation_id == workflow for f in slot.outbox.values())
-            letters = any(
-                not one.cancelled and one.envelope.correlation_id == workflow for one in slot.letters.values()
-            )
+            letters = any(not letter.cancelled for letter in slot.letters.of_workflow(workflow))
             if (
                 (known is not None and not known.cancelled)
                 or running or travel or slot.holds_inputs_of(workflow)
@@ -51,9 +49,9 @@ class CancelDesk(DeadlineDesk):
         self._cancel_scatters(slot, name, now_us)
         for activation in [a for a in slot.open.values() if a.correlation_id == name]:
             self._withdraw(slot, activation, now_us)
-        for letter in slot.letters.values():
-            if letter.envelope.correlation_id == name:
-                letter.cancelled = True
+        for letter in slot.letters.of_workflow(name):
+            letter.cancelled = True
+            slot.letters[letter.envelope.id] = letter
         self._recall(slot, name)
         self._drop_candidates(slot, name)
         waited = self._end_cases_of(slot, name, now_us)

@@ -14,6 +14,9 @@ from flock_ray.core.wire import Completion, Envelope
 MAX_EVENTS = 50_000
 """Events a shard keeps; a reader that is slower than that gets a `gap` event."""
 
+MAX_COUNTED = 10_000
+"""Pairs of kind and agent that are counted."""
+
 
 class Event(msgspec.Struct, array_like=True, frozen=True):
     """One decision or incident."""
@@ -35,13 +38,15 @@ class Event(msgspec.Struct, array_like=True, frozen=True):
 class EventLog:
     """A ring of the newest events of one shard."""
 
-    __slots__ = ("_entries", "_limit", "base")
+    __slots__ = ("_entries", "_limit", "base", "counts")
 
     def __init__(self, limit: int = MAX_EVENTS) -> None:
         """Start empty, keeping at most `limit` to twice `limit` events."""
         self._limit = limit
         self._entries: list[tuple[int, str, Any, Any]] = []
         self.base = 1
+        self.counts: dict[tuple[str, str], int] = {}
+        """How often there was an event of a kind, by agent where that is known; since the epoch began."""
 
     @property
     def head(self) -> int:
@@ -51,11 +56,13 @@ class EventLog:
     def begin_at(self, base: int) -> None:
         """Forget everything and number what comes from `base`: the log of a new epoch."""
         self._entries.clear()
+        self.counts.clear()
         self.base = base
 
     def published(self, at_us: int, envelope: Envelope) -> None:
         """Note that an artifact was accepted."""
         self._entries.append((at_us, "artifact.published", envelope, None))
+        self._count("artifact.published", "")
         if len(self._entries) > 2 * self._limit:
             self._trim()
 
@@ -63,6 +70,7 @@ class EventLog:
         """Note that an activation ended."""
         kind = "activation.completed" if completion.error is None else "activation.failed"
         self._entries.append((at_us, kind, completion, (agent, correlation_id)))
+        self._count(kind, agent)
         if len(self._entries) > 2 * self._limit:
             self._trim()
 
@@ -80,8 +88,15 @@ class EventLog:
         """Note anything else."""
         event = Event(0, at_us, kind, agent, correlation_id, activation_id, artifact_ids, detail)
         self._entries.append((at_us, kind, event, None))
+        self._count(kind, agent)
         if len(self._entries) > 2 * self._limit:
             self._trim()
+
+    def _count(self, kind: str, agent: str) -> None:
+        key = (kind, agent)
+        known = self.counts.get(key, 0)
+        if known or len(self.counts) < MAX_COUNTED:
+            self.counts[key] = known + 1
 
     def _trim(self) -> None:
         excess = len(self._entries) - self._limit

@@ -274,6 +274,11 @@ class LaneDesk(ActivationDesk):
                     counts[agent] = counts.get(agent, 0) + allowed
         return counts
 
+    def held_back(self) -> dict[str, int]:
+        """Count by agent what its limits have not let through; what was cancelled may still be among them."""
+        left = {agent: [w.count - w.stale for w in slots.values()] for agent, slots in self._waiting.items()}
+        return {agent: sum(max(0, count) for count in counts) for agent, counts in left.items()}
+
     def oldest_wanted_us(self, agent: str) -> int:
         """Return when about the oldest of what `wanted` counts for an agent was created; 0 for none."""
         queues = [w.keys[w.turn[0]] for w in self._waiting.get(agent, {}).values() if w.turn]

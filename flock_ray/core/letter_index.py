@@ -145,7 +145,7 @@ class LetterIndex:
         """Return the places of a slot's letters that are not indexed, in order: a slot's newest are at its end."""
         newest = self._newest.get(slot.index, -1)
         run = []
-        for letter in reversed(slot.letters.values()):
+        for letter in slot.letters.newest_first():
             if letter.at_us < newest:
                 break
             place = (letter.at_us, letter.envelope.id, slot.index)

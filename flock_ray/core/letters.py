@@ -12,10 +12,9 @@ from flock_ray.core.ids import activation_id, derive_id, output_id, shown_id
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.pausing import PauseDesk
 from flock_ray.core.records import LetterDiscarded, LetterEdited, LetterRedriven, Retried
-from flock_ray.core.retries import RetryWindow
-from flock_ray.core.state import Activation, Letter, Slot
+from flock_ray.core.state import Activation, Lane, Letter, Slot
 from flock_ray.core.usage import HOUR_US, added, book, rows_of
-from flock_ray.core.wire import Attempt, Completion, Envelope, ErrorInfo, RetrySpec
+from flock_ray.core.wire import Attempt, Completion, Envelope, ErrorInfo, InputCheck
 
 MAX_HISTORY = 20
 """Failed attempts that an activation remembers: the first one and the newest."""
@@ -27,8 +26,6 @@ class LetterDesk(PauseDesk):
     def __init__(self, owned: Collection[int], *, max_artifacts: int | None, durable: bool) -> None:
         """Start with no failures."""
         super().__init__(owned, max_artifacts=max_artifacts, durable=durable)
-        self._retry_windows: dict[str, RetryWindow] = {}
-        """By agent, for those with a budget of retries. Not durable: what it decides is in the records."""
         self._replays |= {
             Retried: self._on_retried,
             LetterRedriven: self._on_letter_redriven,
@@ -47,7 +44,9 @@ class LetterDesk(PauseDesk):
             spec = info.retry
             if spec is None or activation.failures + 1 >= spec.max_attempts:
                 return False
-            if spec.budget_ratio and not self._retry_window(activation.agent, spec).take(spec, now_us):
+            # One that ran before its agent had a budget is counted nowhere yet.
+            lane = self.slots[activation.slot].lanes.get(activation.agent) or Lane()
+            if not lane.retries.allows(spec, now_us, more=not activation.failures):
                 self.events.note(
                     now_us, "retry.refused", agent=activation.agent, activation_id=activation.id,
                     correlation_id=activation.correlation_id,
@@ -62,22 +61,16 @@ class LetterDesk(PauseDesk):
         self._on_retried(record)
         return True
 
-    def _retry_window(self, agent: str, spec: RetrySpec) -> RetryWindow:
-        window = self._retry_windows.get(agent)
-        if window is None:
-            window = self._retry_windows[agent] = RetryWindow(spec.budget_window_us)
-        return window
-
-    def _count_first(self, activation: Activation, now_us: int) -> None:
+    def _count_first(self, slot: Slot, activation: Activation, now_us: int) -> None:
         """Count the first attempt of an activation that ended, for its agent's budget of retries."""
-        info = self.agents.get(activation.agent)
-        if (
-            info is not None
-            and info.retry is not None
-            and info.retry.budget_ratio
-            and not activation.failures
-        ):
-            self._retry_window(activation.agent, info.retry).note_first(now_us)
+        info, lane = self.agents.get(activation.agent), slot.lanes.get(activation.agent)
+        if info is not None and info.retry is not None and lane is not None and not activation.failures:
+            lane.retries.note_first(info.retry, now_us)
+
+    def _count_retry(self, slot: Slot, activation: Activation, now_us: int) -> None:
+        info, lane = self.agents.get(activation.agent), slot.lanes.get(activation.agent)
+        if info is not None and info.retry is not None and lane is not None:
+            lane.retries.note_retry(info.retry, now_us)
 
     def _on_retried(self, record: Retried) -> None:
         completion, now_us = record.completion, record.at_us
@@ -86,6 +79,8 @@ class LetterDesk(PauseDesk):
         if ask is None or error is None:
             return  # no such record is written
         if ask.counts:
+            self._count_first(slot, activation, now_us)
+            self._count_retry(slot, activation, now_us)
             activation.failures += 1
             self._remember(activation, completion, error, now_us, record.worker, record.due_us - now_us)
         if completion.calls:
@@ -134,7 +129,9 @@ class LetterDesk(PauseDesk):
 
     # -- dead letters ---------------------------------------------------------------------------
 
-    def _bury(self, slot: Slot, activation: Activation, error: ErrorInfo, now_us: int) -> bool:
+    def _bury(
+        self, slot: Slot, activation: Activation, error: ErrorInfo, now_us: int, checks: tuple[InputCheck, ...] = ()
+    ) -> bool:  # fmt: skip
         """Publish the dead letter of an activation that failed for good; False: its agent has none."""
         info = self.agents.get(activation.agent)
         spec = None if info is None else info.dead_letter
@@ -142,7 +139,7 @@ class LetterDesk(PauseDesk):
             return False
         artifact = output_id(activation.id, ERROR_POSITION)
         envelope = self._publish_own(
-            slot, "DeadLetter", _letter_payload(slot, activation, error, spec.queue, now_us), artifact,
+            slot, "DeadLetter", _letter_payload(slot, activation, error, spec.queue, now_us, checks), artifact,
             activation.agent, activation.correlation_id, activation.inputs, activation.id, now_us, (spec.queue,),
             activation.gather,
         )  # fmt: skip
@@ -232,6 +229,7 @@ class LetterDesk(PauseDesk):
         letter = slot.letters[record.letter]
         letter.replaced[record.old] = record.new
         letter.edits += 1
+        slot.letters[record.letter] = letter
         detail = f"{shown_id(record.new)} for {shown_id(record.old)}"
         self._tell_of(slot, letter, "dead_letter.edited", record.by, detail, record.at_us)
 
@@ -279,14 +277,19 @@ def _placed(inputs: tuple[Envelope, ...], letter: Letter) -> tuple[Envelope, ...
 
 
 def _letter_payload(
-    slot: Slot, activation: Activation, error: ErrorInfo, queue: str, now_us: int
-) -> dict[str, Any]:
+    slot: Slot, activation: Activation, error: ErrorInfo, queue: str, now_us: int, checks: tuple[InputCheck, ...]
+) -> dict[str, Any]:  # fmt: skip
+    inputs = [shown_id(e.id) for e in activation.inputs]
     return {
         "queue": queue, "agent": activation.agent, "subscription": activation.subscription,
         "activation_id": activation.id.hex(), "correlation_id": activation.correlation_id, "slot": slot.index,
         "error_type": error.type, "error_message": error.message, "failed_at": iso(now_us),
         "redrives": activation.redrives, "crashes": activation.crashes,
         "inputs": [{"id": shown_id(e.id), "type": e.type, "version": e.version} for e in activation.inputs],
+        "conditions": [
+            {"input": inputs[c.input], "condition": c.condition, "passed": c.passed, "value": c.value, "error": c.error}
+            for c in checks if c.input < len(inputs)
+        ],
         "attempts": [
             {
                 "number": a.number, "ended_at": iso(a.ended_us), "run_s": a.run_us / 1e6, "worker": a.worker,

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import msgspec
 from pydantic import BaseModel
 
+from flock_ray.core.agent_infos import agent_info
 from flock_ray.core.balloting import encoded_ballot, explained, group_key
 from flock_ray.core.conditions import WhenSpec, compile_when, encode_when
 from flock_ray.core.definition import AgentDefinition, Subscription
-from flock_ray.core.flow import outputs_of
 from flock_ray.core.ids import derive_id
 from flock_ray.core.registry import TypeRegistry
 from flock_ray.core.similarity import Meaning, Vectors, describe
 from flock_ray.core.visibility import AgentIdentity, Visibility, decode_visibility, earliest_visible_us
-from flock_ray.core.wire import AgentInfo, Envelope, Match, Refusal, SubscriptionSpec, TableSpec
+from flock_ray.core.wire import Envelope, Match, Refusal, SubscriptionSpec, TableSpec
 from flock_ray.errors import FlockError, safe_error_text
 
 MAX_KEY_BYTES = 64
@@ -206,7 +206,7 @@ class MatchTable:
                     continue
                 for cls in dict.fromkeys(sub.types):
                     candidates.setdefault(registry.name_for(cls), []).append(candidate)
-        self.spec = TableSpec(version, tuple(_agent_info(d, registry) for d in definitions), tuple(specs))
+        self.spec = TableSpec(version, tuple(agent_info(d, registry) for d in definitions), tuple(specs))
         self._types = {
             name: _compile(sorted(candidates.get(name, ()), key=_rank), tests.get(name, ()))
             for name in candidates.keys() | tests.keys()
@@ -326,18 +326,11 @@ class MatchTable:
 
     def explain(self, envelope: Envelope) -> dict[str, list[Check]]:
         """Evaluate every condition of every subscription on the artifact's type, without stopping early."""
-        visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)
         get = self._decoder(envelope)
-        out: dict[str, list[Check]] = {}
-        for candidate in self._types.get(envelope.type, _NOBODY).candidates:
-            checks = _all_checks(candidate.checks(envelope, visibility, get))
-            if candidate.subscription.join is not None:
-                checks.append(_key_check("join key", candidate.key(get)))
-            if candidate.limits is not None:
-                checks.append(_key_check("limit key", candidate.lane(get)))
-            if candidate.aggregate is not None:
-                checks += [Check(*one) for one in explained(candidate.aggregate, envelope, get)]
-            out[candidate.subscription.id] = checks
+        out = {
+            candidate.subscription.id: candidate_checks(candidate, envelope, get)
+            for candidate in self._types.get(envelope.type, _NOBODY).candidates
+        }
         self._explain_exclusive(envelope, out)
         return out
 
@@ -385,6 +378,19 @@ def _match_one(
         refusals.append(ballot)
         return None
     return Match(candidate.subscription.id, key, due_us, lane, ballot)
+
+
+def candidate_checks(candidate: Candidate, envelope: Envelope, model: Callable[[], Any]) -> list[Check]:
+    """Evaluate every condition of one subscription, its keys included, without stopping early."""
+    visibility = None if envelope.visibility is None else decode_visibility(envelope.visibility)
+    checks = _all_checks(candidate.checks(envelope, visibility, model))
+    if candidate.subscription.join is not None:
+        checks.append(_key_check("join key", candidate.key(model)))
+    if candidate.limits is not None:
+        checks.append(_key_check("limit key", candidate.lane(model)))
+    if candidate.aggregate is not None:
+        checks += [Check(*one) for one in explained(candidate.aggregate, envelope, model)]
+    return checks
 
 
 def _all_checks(checks: Iterator[Check]) -> list[Check]:
@@ -446,21 +452,6 @@ def _signals(
             refusals.append(Refusal(subscription, check.condition, check.error))
         elif check.passed:
             yield subscription, flag
-
-
-def _agent_info(definition: AgentDefinition, registry: TypeRegistry) -> AgentInfo:
-    return AgentInfo(
-        definition.name,
-        definition.max_iterations if definition.max_iterations is not None else 1000,
-        definition.max_crashes,
-        definition.effective_concurrency(),
-        limits=None if definition.limits is None else definition.limits.spec(),
-        retry=None if definition.retry is None else definition.retry.spec(),
-        dead_letter=None if definition.dead_letter is None else definition.dead_letter.spec(),
-        weights=definition.tenant_weights,
-        deadline_us=definition.deadline_us,
-        outputs=tuple(dict.fromkeys(registry.ensure(output.type).name for output in outputs_of(definition))),
-    )
 
 
 def _spec(candidate: Candidate, registry: TypeRegistry) -> SubscriptionSpec:

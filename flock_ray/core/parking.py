@@ -7,10 +7,16 @@ Nothing of this is journaled: after a recovery everything open is tried again.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 from flock_ray.core.state import Activation
 from flock_ray.core.wire import Completion, Envelope, ErrorInfo, Task
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from flock_ray.core.registry import TypeRegistry
 
 NEWER_INPUT = "newer input"
 """Kind of the note that says so. User code can't make one, whatever it raises."""
@@ -24,6 +30,14 @@ def newer_input(task: Task, envelope: Envelope, run_us: int) -> Completion:
     return Completion(
         task.id, task.attempt, task.slot, error=error, run_us=run_us, notes=((NEWER_INPUT, detail),)
     )
+
+
+def first_unread(
+    task: Task, registry: TypeRegistry, classes: Mapping[str, type[BaseModel]]
+) -> Envelope | None:
+    """Return an input of a version that a worker's code does not know; None when it knows all."""
+    reads = registry.reads
+    return next((e for e in task.inputs if not reads(e.type, e.version, cls=classes.get(e.type))), None)
 
 
 def input_is_newer(completion: Completion) -> bool:

@@ -364,7 +364,7 @@ def _restore(core: ShardCore, slot: Slot, state: SlotState) -> list[tuple[int, E
     slot.schedules = {schedule.info.name: schedule for schedule in state.schedules}
     slot.approvals = {case.id: case for case in state.approvals}
     slot.shadows = {(agent, name): count for agent, name, count in state.shadows}
-    slot.letters = {letter.envelope.id: letter for letter in state.letters}
+    slot.letters.update((letter.envelope.id, letter) for letter in state.letters)
     slot.candidates = state.candidates
     slot.scatters = {scatter.id: scatter for scatter in state.scatters}
     for f in state.fan_ins:

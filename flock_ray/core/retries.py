@@ -307,17 +307,27 @@ class RetryWindow(msgspec.Struct, array_like=True):
     steps: list[tuple[int, int, int]] = []
     """(begin of the step in microseconds, first attempts in it, retries in it), ascending."""
 
-    def note_first(self, now_us: int) -> None:
+    def note_first(self, spec: RetrySpec, now_us: int) -> None:
         """Count a first attempt."""
+        if not spec.budget_ratio:
+            return
+        if self.window_us != spec.budget_window_us:
+            self._resize(spec.budget_window_us)
         self._count(now_us, 1, 0)
 
-    def allows(self, spec: RetrySpec, now_us: int) -> bool:
-        """Say whether the budget has a retry left; changes nothing. Without a budget it always has."""
+    def allows(self, spec: RetrySpec, now_us: int, *, more: int = 0) -> bool:
+        """Say whether the budget has a retry left; changes nothing. Without a budget it always has.
+
+        Args:
+            spec: The budget.
+            now_us: Now.
+            more: First attempts that are not counted yet.
+        """
         if not spec.budget_ratio:
             return True
         width = max(1, spec.budget_window_us // STEPS)
         recent = [step for step in self.steps if step[0] + width + spec.budget_window_us > now_us]
-        firsts, retries = sum(step[1] for step in recent), sum(step[2] for step in recent)
+        firsts, retries = more + sum(step[1] for step in recent), sum(step[2] for step in recent)
         return retries < max(spec.budget_min, int(spec.budget_ratio * firsts))
 
     def note_retry(self, spec: RetrySpec, now_us: int) -> None:

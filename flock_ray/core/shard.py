@@ -164,7 +164,6 @@ class ShardCore(SpendDesk):
             completion = self._rest_of(activation, completion)
         if completion.calls:
             completion = self._counted_once(completion)
-        self._count_first(activation, now_us)
         if completion.retry is not None and self._retry(activation, completion, now_us):
             return True
         if activation.worker is not None and completion.attempt != activation.attempt:
@@ -348,6 +347,7 @@ class ShardCore(SpendDesk):
         completion, now_us = record.completion, record.at_us
         slot, error = self.slots[activation.slot], completion.error
         self._coalescing, self._delivering = True, None
+        self._count_first(slot, activation, now_us)
         self._end(slot, activation, now_us, failed=error is not None and (completion.trips or None))
         if self.changes is not None:
             status = "completed" if error is None else "failed"
@@ -394,7 +394,7 @@ class ShardCore(SpendDesk):
         if info is None or info.dead_letter is None or error is None:
             return False
         self._remember(activation, record.completion, error, now_us, record.worker, 0)
-        return self._bury(slot, activation, error, now_us)
+        return self._bury(slot, activation, error, now_us, record.completion.checks)
 
     def _on_forwarded(self, record: ForwardedIn) -> None:
         forward, now_us = record.forward, record.at_us

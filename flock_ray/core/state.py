@@ -16,7 +16,9 @@ from flock_ray.core.ballots import Decided
 from flock_ray.core.breakers import Breaker
 from flock_ray.core.budgets import Ledger
 from flock_ray.core.ids import NUM_SLOTS
+from flock_ray.core.letter_box import LetterBox
 from flock_ray.core.rates import RateWindow
+from flock_ray.core.retries import RetryWindow
 from flock_ray.core.scatter import Gather
 from flock_ray.core.scatter_state import FanIn, Scatter
 from flock_ray.core.schedules import Schedule
@@ -195,6 +197,8 @@ class Lane(msgspec.Struct, array_like=True):
     breaker: Breaker = msgspec.field(default_factory=Breaker)
     keys: dict[str, KeyState] = {}
     """By key, the one let through last at the end; keys for which nothing is counted are forgotten."""
+    retries: RetryWindow = msgspec.field(default_factory=RetryWindow)
+    """First attempts and retries, of agents with a budget for these."""
 
 
 class Letter(msgspec.Struct, array_like=True):
@@ -285,7 +289,7 @@ class Slot:
         """Calls to language models by the hour; workflows that are gone are still in it."""
         self.lanes: dict[str, Lane] = {}
         """By agent, for those whose limits are kept here."""
-        self.letters: dict[bytes, Letter] = {}
+        self.letters = LetterBox(Letter)
         """Open dead letters, oldest first."""
         self.ledger = Ledger()
         """Accounts of budgets that are kept here."""

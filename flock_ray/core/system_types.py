@@ -15,6 +15,7 @@ __all__ = [
     "DeadlineMissed",
     "FailedAttempt",
     "FanInPartial",
+    "LetterCondition",
     "LetterInput",
     "TimerTick",
     "WorkflowError",
@@ -99,6 +100,22 @@ class LetterInput(BaseModel):
     version: int = 1
 
 
+class LetterCondition(BaseModel):
+    """What a condition of the subscription made of an input, when the last attempt failed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    input: str
+    """Id of the input: text of a UUID."""
+    condition: str
+    """Such as `where[0]`, `visibility` or `join key`."""
+    passed: bool
+    value: str = ""
+    """At most 500 characters."""
+    error: str = ""
+    """What the predicate raised; empty when it answered."""
+
+
 @flock_type(name="DeadLetter")
 class DeadLetter(BaseModel):
     """A run that failed for good, of an agent with a dead letter queue; its visibility is no wider than the inputs'."""
@@ -126,6 +143,8 @@ class DeadLetter(BaseModel):
     inputs: list[LetterInput]
     attempts: list[FailedAttempt] = Field(default_factory=list)
     """The first one and the newest; at most 20."""
+    conditions: list[LetterCondition] = Field(default_factory=list)
+    """Evaluated by the worker of the last attempt, with the code that ran; at most 200. Empty when that worker died."""
 
 
 @flock_type(name="DeadLetterAction")

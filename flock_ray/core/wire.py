@@ -13,7 +13,11 @@ import msgspec
 
 from flock_ray.core.approval_terms import ApprovalAsk
 from flock_ray.core.ballots import AggregateRule
-from flock_ray.core.ids import slot_of
+from flock_ray.core.limit_specs import BreakerSpec as BreakerSpec
+from flock_ray.core.limit_specs import DeadLetterSpec as DeadLetterSpec
+from flock_ray.core.limit_specs import LimitSpec as LimitSpec
+from flock_ray.core.limit_specs import Rate as Rate
+from flock_ray.core.limit_specs import RetrySpec as RetrySpec
 from flock_ray.core.model_calls import ModelCall
 from flock_ray.core.reports import AgentDemand as AgentDemand
 from flock_ray.core.reports import ShardReport as ShardReport
@@ -186,6 +190,18 @@ class Attempt(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Language models that it called."""
 
 
+class InputCheck(msgspec.Struct, array_like=True, gc=False, frozen=True):
+    """What a condition of a subscription made of an input, at the time of a failure."""
+
+    input: int
+    """Position of the input."""
+    condition: str
+    passed: bool
+    value: str
+    error: str = ""
+    """What user code raised."""
+
+
 class Completion(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """What an attempt did: its outputs, already matched, or why it failed."""
 
@@ -207,6 +223,8 @@ class Completion(msgspec.Struct, array_like=True, gc=False, frozen=True):
     """Of a failure: the agent's circuit breaker counts it."""
     split: Split | None = None
     """Of a fan-out: its outputs are chunks; None for all other agents."""
+    checks: tuple[InputCheck, ...] = ()
+    """Of a failure that may become a dead letter: the conditions that its inputs had matched, with their values."""
 
 
 class CompleteBatch(msgspec.Struct, array_like=True):
@@ -340,69 +358,6 @@ class SubscriptionSpec(msgspec.Struct, array_like=True, frozen=True):
     """How often artifacts whose `where=` did not hold are offered again; 0: never."""
     fan_in: FanInRule | None = None
     aggregate: AggregateRule | None = None
-
-
-class RetrySpec(msgspec.Struct, array_like=True, frozen=True):
-    """What a shard must know of an agent's retries; when and for which errors is the worker's business."""
-
-    max_attempts: int
-    """From 1; the first one counts."""
-    budget_ratio: float = 0.0
-    """Retries per first attempt in the window, at most; 0: no budget."""
-    budget_window_us: int = 60_000_000
-    budget_min: int = 10
-    """Retries that a window always allows."""
-
-
-class DeadLetterSpec(msgspec.Struct, array_like=True, frozen=True):
-    """Where failed activations of an agent go."""
-
-    queue: str
-    include_trace: bool = False
-
-
-class Rate(msgspec.Struct, array_like=True, frozen=True):
-    """At most `limit` starts in any `per_us`."""
-
-    limit: int
-    per_us: int
-    keyed: bool = False
-    """Per key of the agent's limits, not for the whole agent."""
-
-
-class BreakerSpec(msgspec.Struct, array_like=True, frozen=True):
-    """When an agent's circuit breaker opens, and how it closes again."""
-
-    failure_threshold: int = 5
-    """Consecutive failures that open it; with `failure_rate`, the least number of outcomes in the window."""
-    recovery_us: int = 60_000_000
-    half_open_attempts: int = 3
-    """Attempts let through after that; all have to succeed."""
-    failure_rate: float = 0.0
-    """Share of failures in the window that opens it, up to 1; 0: it counts consecutive ones."""
-    window_us: int = 60_000_000
-
-
-class LimitSpec(msgspec.Struct, array_like=True, frozen=True):
-    """Limits of one agent that hold over the whole cluster. One slot decides: see `home`."""
-
-    rates: tuple[Rate, ...] = ()
-    concurrency: int = 0
-    """Activations at once; 0: no limit."""
-    keyed_concurrency: int = 0
-    """The same per key."""
-    debounce_us: int = 0
-    """An activation waits for so long, and a newer one of its key takes its place."""
-    singleton: str = ""
-    """What becomes of a second activation of a key: `queue`, `skip`, `replace`; empty: it runs."""
-    breaker: BreakerSpec | None = None
-    keyed: bool = False
-    """Matches carry a key (`Match.lane`)."""
-
-    def home(self, agent: str, key: str) -> int:
-        """Return the slot that keeps the limits: of a key alone when nothing is counted over all keys."""
-        whole = self.concurrency or self.breaker is not None or any(not rate.keyed for rate in self.rates)
-        return slot_of(f"lane:{agent}" if whole or not self.keyed else f"lane:{agent}|{key}")
 
 
 class AgentInfo(msgspec.Struct, array_like=True, frozen=True):

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from flock_ray import errors
 from flock_ray.core.error_filters import leaves
 from flock_ray.core.wire import ErrorInfo, RetryAsk
-from flock_ray.errors import FlockError, safe_error_text
+from flock_ray.errors import FlockError, NoEngineError, safe_error_text
 
 if TYPE_CHECKING:
     from flock_ray.core.definition import AgentDefinition
@@ -27,6 +29,7 @@ __all__ = [
     "describe",
     "error_of",
     "is_retryable_name",
+    "no_engine",
     "retry_ask",
 ]
 
@@ -39,16 +42,25 @@ MAX_ASKED_S = 3600.0
 _CUT = "[...]\n"
 
 
-def describe(error: BaseException) -> ErrorInfo:
-    """Turn any exception into data, also one whose constructor or `__str__` is broken."""
+def describe(error: BaseException, *, traced: bool = True) -> ErrorInfo:
+    """Turn any exception into data, also one whose constructor or `__str__` is broken; `traced`: with its traceback."""
     name, message = safe_error_text(error)
-    return ErrorInfo(name, message, _bounded_traceback(error), _is_retryable(error))
+    return ErrorInfo(name, message, _bounded_traceback(error) if traced else "", _is_retryable(error))
 
 
 def is_retryable_name(exc_type: str) -> bool:
     """Tell whether errors of a type may pass by themselves; unknown names may not."""
     cls = getattr(errors, exc_type, None)
     return isinstance(cls, type) and issubclass(cls, FlockError) and cls.retryable
+
+
+def no_engine(agent: str) -> NoEngineError:
+    """Make the error of an agent that declares nothing that could run."""
+    return NoEngineError(
+        f"Agent {agent!r} has nothing to run: give it .runs(fn), .with_engines(...), or a model with "
+        'Flock("...") or FLOCK_MODEL.',
+        agent=agent,
+    )
 
 
 def error_of(info: ErrorInfo) -> BaseException:
@@ -85,9 +97,11 @@ class Verdict(NamedTuple):
     Not when there are dead letters, and not when the shard is certain to try again: making and matching an artifact
     that nobody gets would only add to an outage."""
     notes: Sequence[Note] = ()
+    buries: bool = False
+    """It may become a dead letter now."""
 
 
-_PLAIN_VERDICT, _FINAL_VERDICT = Verdict(), Verdict(needs_artifact=False)
+_PLAIN_VERDICT, _FINAL_VERDICT = Verdict(), Verdict(needs_artifact=False, buries=True)
 
 
 class Failing:
@@ -98,7 +112,19 @@ class Failing:
         self._policy: RetryPolicy | None = definition.retry
         self._limits = definition.limits
         self._is_buried = definition.dead_letter is not None
+        self._keeps_traces = bool(getattr(definition.dead_letter, "include_trace", False))
         self._draw = draw
+
+    def look_at(self, task: Task, error: BaseException) -> tuple[ErrorInfo, Verdict]:
+        """Describe what was raised, and decide what it means.
+
+        Where it was raised is only found for those who will see it: it costs more than all the rest.
+        """
+        info = describe(error, traced=False)
+        verdict = self.judge(task, info, error)
+        if self._keeps_traces or verdict.retry is None or verdict.needs_artifact or verdict.buries:
+            info = msgspec.structs.replace(info, traceback=_bounded_traceback(error))
+        return info, verdict
 
     def judge(self, task: Task, info: ErrorInfo, error: BaseException | None = None) -> Verdict:
         """Decide what a failed attempt means.
@@ -120,7 +146,7 @@ class Failing:
             ask, notes = retry_ask(policy, error, retryable=info.retryable, attempt=number, draw=self._draw)
             if ask is not None and policy.budget is None and number < policy.max_attempts:
                 return Verdict(ask, trips, False, notes)
-        return Verdict(ask, trips, not self._is_buried, notes)
+        return Verdict(ask, trips, not self._is_buried, notes, self._is_buried)
 
 
 def retry_ask(

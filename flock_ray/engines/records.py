@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from flock_ray.core.model_calls import MAX_CALLS, ModelCall, merged
+from flock_ray.core.secrets import SECRETS
 from flock_ray.errors import BudgetExceededError
 from flock_ray.model import Caller, Model, ModelReply, ModelRequest
 
@@ -46,16 +47,6 @@ MAX_CAPTURED_OF_RUN = 1_048_576
 
 MAX_GIVEN_UP = 100
 """Cancelled attempts whose calls are kept for the completion that their timeout makes."""
-
-SECRETS = (
-    r"(?i)\bbearer\s+[\w.~+/=-]{8,}",
-    r"\b(?:sk|pk|rk|xoxb|xoxp|ghp|gho|ghs|glpat|hf|gsk|AIza)[-_]?[\w-]{16,}",
-    r"\bAKIA[0-9A-Z]{16}\b",
-    r"(?<![\w.-])eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]{4,}",
-    r"-----BEGIN [A-Z ]*PRIVATE KEY-----[^\"]*?(?:-----END [A-Z ]*PRIVATE KEY-----|(?=\")|$)",
-    r"(?i)(?P<keep>\b(?:api[_-]?key|password|secret|token)\b\\?[\"']?\s*[:=]\s*\\?[\"']?)[^\s\"',;}{\\]{6,}",
-)
-"""What is always taken out of captured text; the group `keep` stays, so that JSON is JSON afterwards."""
 
 
 class RunRecords:

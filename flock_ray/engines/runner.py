@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flock_ray.artifact import Artifact
 from flock_ray.core.definition import DIRECT, OutputGroup, Subscription
 from flock_ray.core.ids import attempt_of
-from flock_ray.core.parking import newer_input
+from flock_ray.core.parking import first_unread, newer_input
 from flock_ray.core.system_types import TimerTick
 from flock_ray.core.visibility import AgentIdentity
-from flock_ray.core.wire import Completion, Envelope, ErrorInfo, Posting, Task
+from flock_ray.core.wire import Completion, ErrorInfo, InputCheck, Posting, Task
 from flock_ray.engines.aggregating import about
 from flock_ray.engines.best_of import PROPAGATED, best_of, best_of_sync
 from flock_ray.engines.chain import ComponentChain
 from flock_ray.engines.component import EvalInputs, EvalResult
 from flock_ray.engines.context import Context
-from flock_ray.engines.failures import Failing, Verdict, describe, is_retryable_name
+from flock_ray.engines.failures import Failing, Verdict, is_retryable_name, no_engine
 from flock_ray.engines.function import FunctionCall, is_async_callable, refuse_awaitable
 from flock_ray.engines.history import HistorySource, history_source
 from flock_ray.engines.notes import noting
@@ -36,7 +36,8 @@ from flock_ray.engines.records import OpenRuns
 from flock_ray.engines.services import Services
 from flock_ray.engines.straight import OutputFn, StraightRun
 from flock_ray.engines.wiring import hooks_of, services_for, with_services
-from flock_ray.errors import ConfigurationError, DeployConflictError, NoEngineError, safe_error_text
+from flock_ray.engines.witness import Witness
+from flock_ray.errors import ConfigurationError, DeployConflictError, safe_error_text
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -110,6 +111,8 @@ class AgentRunner:
             registry.ensure(spec.type)
         types = [spec.type for spec in specs]
         self._failing = Failing(definition, self._services.draw)
+        self._witness = Witness(definition, registry)
+        self._offload = offload
         self._contract = OutputContract(self._name, specs)
         self._group_contracts = [
             OutputContract(self._name, group.outputs, elsewhere=types) for group in self._groups
@@ -173,8 +176,10 @@ class AgentRunner:
         except PROPAGATED:
             raise
         except BaseException as error:
-            info, run_us = describe(error), self._elapsed_us(started)
-            return self._failed(task, info, run_us, [], self._failing.judge(task, info, error))
+            run_us = self._elapsed_us(started)
+            info, verdict = self._failing.look_at(task, error)
+            checks = self._witness.checks(task, verdict.buries)
+            return self._failed(task, info, run_us, [], verdict, checks=checks)
         return Completion(task.id, task.attempt, task.slot, postings, None, run_us, bounded_notes(notes))
 
     async def run_async(self, task: Task, history: Sequence[Artifact] = ()) -> Completion:
@@ -208,11 +213,13 @@ class AgentRunner:
         except PROPAGATED:
             raise
         except BaseException as error:
-            info, run_us = describe(error), self._elapsed_us(started)
-            verdict = self._failing.judge(task, info, error)
+            run_us = self._elapsed_us(started)
+            info, verdict = self._failing.look_at(task, error)
             if verdict.needs_artifact:
                 await self._poster.warmed_error(task, info)
-            return self._failed(task, info, run_us, notes, verdict, history)
+            # Conditions are user code, and may compare meanings.
+            checks = await self._offload(self._witness.checks, task) if verdict.buries else ()
+            return self._failed(task, info, run_us, notes, verdict, history, checks)
         return Completion(task.id, task.attempt, task.slot, postings, None, run_us, bounded_notes(notes))
 
     def failure(
@@ -228,7 +235,8 @@ class AgentRunner:
         """
         retryable = is_retryable_name(exc_type) if retryable is None else retryable
         info = ErrorInfo(exc_type, message, "", retryable)
-        failed = self._failed(task, info, 0, [], self._failing.judge(task, info))
+        verdict = self._failing.judge(task, info)
+        failed = self._failed(task, info, 0, [], verdict, checks=self._witness.checks(task, verdict.buries))
         return self._open_runs.given_up(task, failed)
 
     def _needs_loop(self) -> bool:
@@ -305,7 +313,7 @@ class AgentRunner:
     def _make_sync(self, task: Task, history: Sequence[Artifact]) -> Made:
         function = self._function
         if function is None:
-            raise self._no_engine()
+            raise no_engine(self._name)
         if self._is_async:
             raise ConfigurationError(f"Agent {self._name!r} must be awaited: give its tasks to run_async.")
         if self._definition.best_of is None:
@@ -343,20 +351,13 @@ class AgentRunner:
     def _as_result(self, made: Made) -> EvalResult:
         return EvalResult.from_objects(*(output.model for output in made[0]), agent=self._name)
 
-    def _no_engine(self) -> NoEngineError:
-        return NoEngineError(
-            f"Agent {self._name!r} has nothing to run: give it .runs(fn), .with_engines(...), or a model with "
-            'Flock("...") or FLOCK_MODEL.',
-            agent=self._name,
-        )
-
     # --- engines and hooks ------------------------------------------------------------------------
 
     async def _run_with_hooks(
         self, task: Task, history: Sequence[Artifact], notes: list[Note]
     ) -> tuple[Posting, ...]:
         if self._function is None and not self._chain.engines:
-            raise self._no_engine()
+            raise no_engine(self._name)
         chain, ctx = self._chain, self._context(task, history, notes)
         artifacts = [Artifact.from_envelope(e) for e in task.inputs]
         if any(envelope.produced_by != DIRECT for envelope in task.inputs):
@@ -465,13 +466,6 @@ class AgentRunner:
             await made
         return True
 
-    def _newer_input(self, task: Task) -> Envelope | None:
-        """Return an input of a version that this worker's code does not know; None when it knows all."""
-        plan = self._plans.get(task.subscription)
-        classes = {} if plan is None else plan.classes
-        reads = self._registry.reads
-        return next((e for e in task.inputs if not reads(e.type, e.version, cls=classes.get(e.type))), None)
-
     def _failed(
         self,
         task: Task,
@@ -480,8 +474,10 @@ class AgentRunner:
         notes: list[Note],
         verdict: Verdict,
         history: Sequence[Artifact] = (),
+        checks: tuple[InputCheck, ...] = (),
     ) -> Completion:
-        newer = self._newer_input(task)
+        plan = self._plans.get(task.subscription)
+        newer = first_unread(task, self._registry, {} if plan is None else plan.classes)
         if newer is not None:
             # Whatever was raised: the agent could not have read it. The shard keeps the activation.
             return newer_input(task, newer, run_us)
@@ -496,5 +492,6 @@ class AgentRunner:
             notes = [("error.unposted", ": ".join(safe_error_text(error))), *notes]
         said = bounded_notes([*verdict.notes, *notes])
         return Completion(
-            task.id, task.attempt, task.slot, postings, info, run_us, said, (), verdict.retry, verdict.trips
-        )
+            task.id, task.attempt, task.slot, postings, info, run_us, said, (), verdict.retry, verdict.trips,
+            checks=checks,
+        )  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from flock_ray.core.budgets import NUSD, Amount, Refusal, Reserve, Settle, home_of_account
+from flock_ray.core.budgets import NUSD, Amount, Refusal, Reserve, Settle, home_of_account, period_of
 from flock_ray.errors import BudgetExceededError, ModelRequestError, RateLimitError, StoreUnavailableError
 from flock_ray.gateway.quotes import Quote, TellsTariffs, given_prices, quote
 from flock_ray.gateway.settings import ModelSettings
@@ -381,7 +381,7 @@ def _why(refusal: Refusal, model: str) -> str:
         f"The budget {refusal.account} is used up{held}: a call to {model} may use {shown(refusal.needed)} {unit}, "
         f"and {shown(max(0, refusal.left))} of {shown(refusal.limit)} are left. "
         f"Raise it with flock.budgets.add({refusal.account!r}, {unit}=...)"
-        + (", or wait for the next UTC day." if refusal.renews_us else ".")
+        + (f", or wait for the next UTC {period_of(refusal.account)}." if refusal.renews_us else ".")
     )
 
 

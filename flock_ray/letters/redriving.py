@@ -23,7 +23,13 @@ MAX_BATCH = 100
 """Letters between two looks at the clock."""
 
 STEP_S = 0.1
-"""A rate is kept in steps of this length."""
+"""A rate is kept in steps of this length, as long as the board keeps up."""
+
+MIN_WAIT_S = 1e-6
+"""Less than this is what floats make of none."""
+
+CATCH_UP_S = 1.0
+"""What a slow step held up is made up for in the next ones, but no more than this much at once."""
 
 MAX_RATE = 1_000_000.0
 
@@ -66,25 +72,56 @@ def check_rate(rate: object) -> None:
         raise ConfigurationError(f"redrive_all(rate={rate!r}): give letters per second, above 0, or None.")
 
 
+class Pace:
+    """How many letters may go now, so that it is so many a second: steps that take long are followed by larger ones."""
+
+    __slots__ = ("_from_s", "_rate", "_step")
+
+    def __init__(self, rate: float, now_s: float) -> None:
+        """Begin: the first step is due at once."""
+        self._rate = rate
+        self._step = min(MAX_BATCH, max(1, math.ceil(rate * STEP_S)))
+        self._from_s = now_s - self._step / rate
+        """What was due up to here has gone."""
+
+    def wait_s(self, now_s: float) -> float:
+        """Return how long it is until a step is due; 0 when it is."""
+        wait_s = self._from_s + self._step / self._rate - now_s
+        return wait_s if wait_s > MIN_WAIT_S else 0.0
+
+    def due(self, now_s: float) -> int:
+        """Return how many may go now, at least one: call when a step is due."""
+        self._from_s = max(self._from_s, now_s - max(CATCH_UP_S, self._step / self._rate))
+        # A step that is due is due in full, whatever a float makes of it.
+        return min(MAX_BATCH, max(self._step, int((now_s - self._from_s) * self._rate)))
+
+    def took(self, count: int) -> None:
+        """Note that so many go."""
+        self._from_s += count / self._rate
+
+
+async def _due(pace: Pace) -> int:
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(pace.wait_s(loop.time()))
+    return pace.due(loop.time())
+
+
 async def redrive_all(
     board: LetterBoard, query: LetterQuery, *, rate: float | None, dry_run: bool, by: str
 ) -> RedriveReport:
     """Redrive the letters that are open now and that a query selects; see `DeadLetters.redrive_all`."""
     report = RedriveReport(dry_run=dry_run)
     ends = await _patiently(board.ends)
-    size = MAX_BATCH if rate is None else min(MAX_BATCH, max(1, math.ceil(rate * STEP_S)))
-    loop = asyncio.get_running_loop()
-    next_s = loop.time()
+    pace = None if rate is None or dry_run else Pace(rate, asyncio.get_running_loop().time())
     after = query.after
     while True:
+        size = MAX_BATCH if pace is None else await _due(pace)
         asked = msgspec.structs.replace(query, after=after, limit=1_000 if dry_run else size)
         rows = await _patiently(partial(board.page, asked, ends))
         report.matched += len(rows)
         if rows and not dry_run:
-            if (wait_s := next_s - loop.time()) > 0:
-                await asyncio.sleep(wait_s)
-            if rate is not None:  # from now: what a slow board held up is not made up for in a burst
-                next_s = loop.time() + len(rows) / rate
+            if pace is not None:
+                pace.took(len(rows))
             await _redrive(board, rows, by, report)
         if len(rows) < asked.limit:
             return report

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from pydantic import BaseModel
 
@@ -86,7 +87,10 @@ class DeadLetterDetails:
     history: tuple[DeadLetterAction, ...] = ()
     """What was done with it, oldest first."""
     conditions: Mapping[uuid.UUID, tuple[Check, ...]] = field(default_factory=dict)
-    """By input: each condition of the subscription, and its value with today's agent."""
+    """By input: each condition of the subscription, and its value."""
+    conditions_at: Literal["failure", "now"] = "failure"
+    """`failure`: as the worker of the last attempt evaluated them; `now`: that worker died, so these are the values
+    that today's agent gives."""
 
     def models(self, registry: TypeRegistry | None = None) -> list[BaseModel | None]:
         """Decode the inputs; None where one is gone.
@@ -138,6 +142,16 @@ def letter_id(letter: Artifact | uuid.UUID | str) -> bytes:
         return (letter if isinstance(letter, uuid.UUID) else uuid.UUID(str(letter))).bytes
     except ValueError:
         raise ConfigurationError(f"{letter!r} is no id of a dead letter: take one of list().") from None
+
+
+def conditions_of(letter: DeadLetter) -> dict[uuid.UUID, tuple[Check, ...]]:
+    """Return the conditions that a letter has kept, by input."""
+    found: dict[uuid.UUID, tuple[Check, ...]] = {}
+    for one in letter.conditions:
+        check = Check(one.condition, one.passed, one.value, one.error or None)
+        key = uuid.UUID(one.input)
+        found[key] = (*found.get(key, ()), check)
+    return found
 
 
 def artifact_of(envelope: Envelope | None) -> Artifact | None:

@@ -81,4 +81,6 @@ async def test_every_workflow_is_answered_or_a_dead_letter(new_flock: NewFlock, 
         await flock.run_until_idle(timeout=120)
         assert Counter(a.number for a in await flock.store.get_by_type(Answered)) == Counter(numbers)
         assert await flock.dead_letters.count() == 0
+        states = Counter([(await flock.workflow_status(f"q-{n}")).state for n in numbers])
+        assert states == {"completed": len(numbers)}
     assert (await verify_board(persistence, name)).violations == []

@@ -18,6 +18,7 @@ import pytest
 import flock_ray
 from flock_ray import errors
 from flock_ray.config import FlockSettings, RayConfig
+from flock_ray.core.measures import HELP
 from flock_ray.core.registry import type_registry
 from tests.e2e.conftest import REPOSITORY, AsAUser
 
@@ -203,6 +204,10 @@ def test_the_reference_lists_every_error_with_code_status_and_retryability() -> 
     }
     live = {c.__name__ for c in classes if any(issubclass(getattr(errors, name), c) for name in raised)}
     assert {name for name, cells in listed.items() if cells[3].endswith("(later)")} == expected.keys() - live
+
+
+def test_the_reference_lists_every_number_that_is_measured() -> None:
+    assert set(table("Metrics")) == HELP.keys()
 
 
 KIND = re.compile(r"\"([a-z_]+\.[a-z_]+)\"")

@@ -123,15 +123,22 @@ async def test_cancelling_a_workflow_cancels_the_http_request(
 ) -> None:
     server.on(lambda _: True, answers.silent())
     flock = asker(new_flock, server)
-    artifact = await flock.publish(Word(text="q"))
-    await server.until(lambda s: s.open == 1, timeout_s=120)
+    # Given twenty calls of a workflow that a server has taken, and one of another workflow
+    await flock.publish_many([Word(text=f"q{n}") for n in range(20)], correlation_id="w")
+    await flock.publish(Word(text="other"))
+    await server.until(lambda s: s.open == 21, timeout_s=120)
 
-    await flock.cancel(artifact)
+    # When the workflow is cancelled (`python -m bench crowded` measures how soon it is seen: under a second)
+    assert await flock.cancel("w") == 20
 
-    await server.until(lambda s: s.num_cancelled == 1, timeout_s=30)
+    # Then the server sees the twenty connections go, and the other one stay; nothing of the workflow is asked again
+    await server.until(lambda s: s.num_cancelled == 20, timeout_s=60)
+    assert (server.open, server.num_requests) == (1, 21)
+    assert (await flock.workflow_status("w")).state == "cancelled"
 
+    # And each of them is in the account of the workflow
     async def counted() -> bool:
-        return bool(await flock.usage(workflow=artifact))
+        return sum(row.calls for row in await flock.usage(workflow="w")) == 20
 
     await until(counted, timeout_s=120)
-    assert [(row.calls, row.failed) for row in await flock.usage(workflow=artifact)] == [(1, 1)]
+    assert [(row.calls, row.failed) for row in await flock.usage(workflow="w")] == [(20, 20)]

@@ -22,6 +22,7 @@ from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import MATCH_AGENT, Activation, Gate, Item, Slot, Workflow
 from flock_ray.core.wire import Envelope, Match, Posting, SubscriptionSpec
 from flock_ray.engines.posting import ERROR_POSITION
+from flock_ray.publishing import EXTERNAL
 from tests.simulation.aggregating import AggregateAudit, check_aggregates, check_group, used_by
 from tests.simulation.failures import FailureAudit, check_lanes, check_letters, limits_digest
 from tests.simulation.fanned import check_scatters_at_rest, scatters_digest
@@ -284,6 +285,9 @@ class Audit:
             for agents, posting in core.decided:
                 if posting.envelope.type == PARTIAL:
                     continue  # on its way to the next run of the same fan-in
+                if is_edited(posting.envelope):
+                    assert not posting.matches, "somebody was matched with an edited input of a dead letter"
+                    continue
                 matched = tables[agents].match(posting.envelope, None)
                 wanted, found = ({m.subscription for m in p.matches} for p in (matched, posting))
                 if posting.offered:
@@ -373,6 +377,11 @@ class Audit:
                     kinds = {m.subscription: core.subscriptions[m.subscription].kind for m in posting.matches}
                     gated = [name for name, kind in kinds.items() if kind not in ("single", "fan_in")]
                     assert all(fed[name, posting.envelope.id] == 1 for name in gated)
+
+
+def is_edited(envelope: Envelope) -> bool:
+    """Say whether an artifact stands for an input of a dead letter: from outside, and with that input as its parent."""
+    return envelope.produced_by == EXTERNAL and bool(envelope.parents)
 
 
 def check_firing(spec: SubscriptionSpec, inputs: list[Envelope], groups: tuple[int, ...]) -> None:

@@ -9,7 +9,16 @@ import msgspec
 
 from flock_ray.adapters.memory import MemoryDisk
 from flock_ray.core.claims import is_claim
-from flock_ray.core.records import Record, decode_frame, envelopes_of
+from flock_ray.core.records import (
+    LetterDiscarded,
+    LetterEdited,
+    LetterRedriven,
+    Paused,
+    Record,
+    Reserved,
+    decode_frame,
+    envelopes_of,
+)
 
 
 @dataclass
@@ -24,6 +33,24 @@ class SimDisk(MemoryDisk):
     last_at_us: int = 0
     everywhere: dict[int, SimDisk] = field(default_factory=dict)
     """The disks of all shards: what a gate holds of another shard's is stored there."""
+    facts: set[tuple[object, ...]] = field(default_factory=set)
+    """What operators and gateways were told is so: (kind, what, ...) of every record that says it."""
+
+    def learn(self, frame: bytes) -> None:
+        """Remember a frame, and what its records say."""
+        self.history.append(frame)
+        for record in decode_frame(frame).records:
+            match record:
+                case Reserved():
+                    self.facts.add(("reserved", record.key, record.charge.account))
+                case Paused():
+                    self.facts.add(("paused", record.kind, record.name, record.on))
+                case LetterRedriven() | LetterDiscarded():
+                    self.facts.add(("closed", record.letter))
+                case LetterEdited():
+                    self.facts.add(("edited", record.letter, record.old, record.new))
+                case _:
+                    pass
 
     def records(self) -> list[Record]:
         """Every record ever made durable, with its payloads."""

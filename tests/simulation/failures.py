@@ -13,10 +13,11 @@ from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Activation, Lane, Slot
 from flock_ray.core.wire import LimitSpec, RetrySpec, Run
 from tests.simulation.fanned import FanAudit
+from tests.simulation.spending import SpendingAudit
 from tests.simulation.timed import TimedAudit
 
 
-class FailureAudit(FanAudit, TimedAudit):
+class FailureAudit(FanAudit, TimedAudit, SpendingAudit):
     """The half of `AuditCore` that keeps account of failures and limits while it is replayed."""
 
     def __init__(self, owned: Iterable[int]) -> None:
@@ -188,9 +189,11 @@ def limits_digest(slot: Slot) -> Any:
     """Return what is durable of a slot's limits; a window in which nothing started is as good as none."""
     return {
         agent: {
-            "running": lane.running, "breaker": lane.breaker, "windows": [w.steps for w in lane.windows if w.steps],
+            "running": lane.running, "breaker": lane.breaker, "retries": lane.retries.steps,
+            "windows": [w.steps for w in lane.windows if w.steps],
             "keys": [(key, s.running, [w.steps for w in s.windows if w.steps]) for key, s in lane.keys.items()],
         }
         for agent, lane in slot.lanes.items()
         if lane.running or lane.keys or any(w.steps for w in lane.windows) or lane.breaker != Breaker()
+        or lane.retries.steps
     }  # fmt: skip

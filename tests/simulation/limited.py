@@ -14,7 +14,7 @@ from flock_ray import flock_type
 from flock_ray.core.retries import ExponentialBackoff, FixedDelay, RetryBudget
 from flock_ray.core.system_types import DeadLetter
 from flock_ray.dead_letters import DeadLetterQueue
-from flock_ray.errors import ArtifactNotFoundError, ConfigurationError
+from flock_ray.errors import ArtifactNotFoundError, ArtifactSchemaError, ConfigurationError
 from tests.simulation.simulator import SimFlock, persist
 from tests.simulation.world import World
 
@@ -88,7 +88,7 @@ async def operate(world: World, story: Story, times: int) -> None:
     rng = world.rng
     for _ in range(times):
         await asyncio.sleep(rng.random() * 1.5)
-        what = rng.choice((redrive, redrive, discard, pause, force))
+        what = rng.choice((redrive, redrive, edit, discard, pause, force))
         await what(world, story)
 
 
@@ -105,6 +105,18 @@ async def redrive(world: World, story: Story) -> None:
 async def redrive_one(story: Story, letter: Any) -> None:
     with contextlib.suppress(ConfigurationError, ArtifactNotFoundError):  # its workflow was cancelled
         await story.flock.dead_letters.redrive(letter, by="sim")
+
+
+async def edit(world: World, story: Story) -> None:
+    """Put another payload in the place of a letter's input, and sometimes redrive it at once."""
+    if (letter := await pick(world, story)) is None:
+        return
+    model = Chore(uid=world.rng.getrandbits(30), key=world.rng.randrange(3))
+    # Somebody may have redriven it meanwhile; or it is of an agent that consumes something else.
+    with contextlib.suppress(ArtifactNotFoundError, ArtifactSchemaError):
+        await persist(lambda: story.flock.dead_letters.edit(letter, model, by="sim"))
+    if world.rng.random() < 0.5:
+        await persist(lambda: redrive_one(story, letter))
 
 
 async def discard(world: World, story: Story) -> None:

@@ -6,8 +6,13 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
+
+from flock_ray.actors.ledgers import decode_reserves
 from flock_ray.actors.shard import Shard
 from flock_ray.core import wire
+from flock_ray.core.budgets import Refusal
+from flock_ray.core.letter_index import decode_orders
 from flock_ray.core.state import MATCH_AGENT
 from flock_ray.ports import PeerGoneError
 from flock_ray.testing.local import sent
@@ -77,6 +82,8 @@ class SimLink:
             raise PeerGoneError(f"{self._name} died", final=self._is_final())
         if isinstance(target, Shard) and method in _PROMISES:
             _PROMISES[method](self._world, target.index, args[0], work.result())
+        if isinstance(target, Shard) and method in _ORDERS:
+            _ORDERS[method](self._world, target.index, args, work.result())
         return sent(work.result())
 
 
@@ -133,3 +140,45 @@ _PROMISES = {
     "publish": check_published, "complete": check_completed, "forward": check_acked,
     "publish_large": check_published, "complete_large": check_completed,
 }  # fmt: skip
+
+
+def check_reserved(world: World, shard: int, args: tuple[Any, ...], answer: bytes) -> None:
+    """A call may be made only when its worst case is on the disk."""
+    refusals = msgspec.msgpack.decode(answer, type=list[Refusal | None])
+    for ask, refusal in zip(decode_reserves(args[0]), refusals, strict=True):
+        for charge in ask.charges if refusal is None else ():
+            if ("reserved", ask.key, charge.account) not in world.disks[shard].facts:
+                world.broken(shard, f"a reservation in {charge.account} was granted and is not on the disk")
+
+
+def check_paused(world: World, shard: int, args: tuple[Any, ...], answer: str) -> None:
+    """Who is told that something is paused can rely on it, also after a crash. It may have been so before."""
+    kind, name, on = args[:3]
+    facts = world.disks[shard].facts
+    if (
+        answer == "ok"
+        and ("paused", kind, name, on) not in facts
+        and (on or ("paused", kind, name, True) in facts)
+    ):
+        world.broken(shard, f"{kind} {name} is {'paused' if on else 'resumed'}, and the disk does not know")
+
+
+def check_letters(world: World, shard: int, args: tuple[Any, ...], answers: list[str]) -> None:
+    """Who is told that a letter was redriven, discarded or edited can rely on it, also after a crash."""
+    facts = world.disks[shard].facts
+    for order, answer in zip(decode_orders(args[0]), answers, strict=False):
+        if answer != "ok" or order.kind == "put":
+            continue
+        new = b"" if order.new is None else order.new.id
+        fact = ("edited", order.letter, order.old, new) if order.kind == "edit" else ("closed", order.letter)
+        if fact not in facts:
+            world.broken(
+                shard, f"letter {order.letter.hex()[:8]}: {order.kind} was answered and is not on the disk"
+            )
+
+
+_ORDERS: dict[str, Callable[[World, int, tuple[Any, ...], Any], None]] = {
+    "reserve": check_reserved,
+    "pause": check_paused,
+    "order_letters": check_letters,
+}

@@ -35,6 +35,7 @@ from tests.simulation.disk import SimDisk
 from tests.simulation.fanned import check_fans, has_fans
 from tests.simulation.limited import lift_pauses, operate
 from tests.simulation.simulator import SimBoard, SimFlock, persist, run_seeded
+from tests.simulation.spending import check_ledgers, spend
 from tests.simulation.store import SimStore
 from tests.simulation.timed import check_times, publish_docs, wait_for_the_clock
 from tests.simulation.workload import Story, declare, deploy_late, lose_payloads, make_trouble, publish_some
@@ -81,7 +82,8 @@ async def live(world: World, story: Story) -> None:
     trouble = make_trouble(world, story, rng.choice((0, 3, 6, 12)))
     operators = operate(world, story, rng.choice((0, 2, 6)))
     others = deploy_late(world, story), look_inside(world, story), lose_payloads(world, story)
-    await asyncio.gather(*jobs, trouble, operators, publish_docs(world, story), *others)
+    calls = spend(world, story, 2 * count)
+    await asyncio.gather(*jobs, trouble, operators, calls, publish_docs(world, story), *others)
     await settle(world, story)
     if has_fans(world):  # somebody looks after the dead letters: fan-ins wait for that
         await persist(lambda: story.flock.dead_letters.redrive_all(by="sim"))
@@ -166,6 +168,8 @@ async def settle(world: World, story: Story) -> None:
     """Let everything come to its end without further faults."""
     world.calm()
     await lift_pauses(story)
+    if story.gateway is not None:
+        await story.gateway.end()
     board = story.flock.board
     assert board is not None
     idle = await persist(lambda: board.wait_idle(timeout_s=QUIET_S, timers=True))
@@ -197,6 +201,7 @@ async def check_all(world: World, story: Story) -> None:
     for shard in shards:
         with world.about(shard.index):
             cores.append(await check_shard(world, shard))
+    check_ledgers([shard.core for shard in shards], story.books)
     audit = Audit(cores, story.cancelled)
     audit.check_artifacts(story.accepted)
     audit.check_effects()

@@ -294,11 +294,12 @@ def run_seeded(world: World, main: Callable[[World], Coroutine[Any, Any, T]]) ->
 
 async def _end_all() -> None:
     """Cancel everything; what does not end, in a cluster that is broken on purpose, is left behind."""
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=60)
+    for _ in range(5):  # what is cancelled may begin something to clean up
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=60)
 
 
 def fingerprint(world: World) -> str:

@@ -103,7 +103,7 @@ class SimStore(MemoryStore):
         if batch.at_us < disk.last_at_us:
             self._world.broken(self._shard, f"journal time went back by {disk.last_at_us - batch.at_us} us")
         disk.last_at_us = batch.at_us
-        disk.history.append(batch.frame)
+        disk.learn(batch.frame)
         disk.sent, disk.received = sent, received
 
     async def save_snapshots(self, snapshots: Sequence[Snapshot]) -> None:

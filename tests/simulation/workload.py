@@ -17,6 +17,7 @@ from tests.simulation.aggregating import Motion, declare_aggregates
 from tests.simulation.fanned import Bundle, declare_fanned, has_fans
 from tests.simulation.limited import Chore, declare_limited
 from tests.simulation.simulator import SimFlock, persist
+from tests.simulation.spending import Books, Gateway
 from tests.simulation.timed import declare_timed
 from tests.simulation.world import MANY, World
 
@@ -147,6 +148,8 @@ class Story:
     accepted: list[bytes] = field(default_factory=list)
     cancelled: set[str] = field(default_factory=set)
     restarts: int = 0
+    books: Books = field(default_factory=Books)
+    gateway: Gateway | None = None
     has_limits: bool = False
     """The late deploy has given limits to an agent that had none."""
 

@@ -227,6 +227,26 @@ def test_a_budget_of_publish_is_for_its_workflow(budget: Any) -> None:
     run_virtual(main())
 
 
+def test_a_tenants_budget_begins_anew_with_the_month() -> None:
+    async def main() -> None:
+        model = Metered(tokens=10)
+        budget = Budget(usd=20, per="tenant", renews="month", on_exceeded="queue")
+        async with flock_of(model, budgets=[budget]) as flock:
+            for _ in range(3):  # ten dollars each; virtual time begins on the first of January
+                await flock.publish(Question(), tenant="acme")
+            await flock.publish(Question(), tenant="other")
+            await asyncio.sleep(30 * 86_400)
+            assert len(model.requests) == 3
+            assert [s.account for s in await flock.budgets.list(per="tenant")] == [
+                "month/tenant:acme", "month/tenant:other"
+            ]  # fmt: skip
+            await asyncio.sleep(2 * 86_400)
+            assert len(model.requests) == 4
+            assert (await flock.budgets.get("month/tenant:acme")).spent_usd == 10  # type: ignore[union-attr]
+
+    run_virtual(main())
+
+
 def test_a_run_waits_for_the_next_day_without_its_worker() -> None:
     async def main() -> None:
         model = Metered(tokens=10)

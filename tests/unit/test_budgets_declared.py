@@ -43,6 +43,8 @@ class Reply(BaseModel):
         ({"calls": True}, "whole number"),
         ({"calls": 2**60}, "whole number"),
         ({"usd": 1, "per": "week"}, "choose one of workflow, tenant, agent, day"),
+        ({"usd": 1, "renews": "week"}, 'choose "day", "month" or None'),
+        ({"usd": 1, "per": "day", "renews": "month"}, "anew every day"),
         ({"usd": 1, "on_exceeded": "ask"}, "who decides"),
         ({"usd": 1, "on_exceeded": "panic"}, "choose"),
         ({"usd": 1, "on_exceeded": "degrade"}, "go together"),

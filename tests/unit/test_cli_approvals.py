@@ -14,7 +14,7 @@ import pytest
 from flock_ray import ApprovalSpec
 from flock_ray.board import Board
 from flock_ray.cli import main
-from flock_ray.commands import letters as cli_letters
+from flock_ray.commands import joining
 from flock_ray.testing import MemoryPersistence, VirtualFlock
 from tests.unit.test_approvals import Idea, declare
 
@@ -50,7 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     people.write_text(json.dumps({"ann": ["risk"], "bob": ["legal"], "cid": ["legal", "risk"], "eve": []}))
     monkeypatch.setenv("FLOCK_PRINCIPALS", str(people))
     monkeypatch.setenv("FLOCK_APPROVAL_SECRET", "s" * 32)
-    monkeypatch.setattr(cli_letters, "joined_board", joined)
+    monkeypatch.setattr(joining, "joined_board", joined)
 
     def run_command(verb: str, *arguments: str) -> tuple[int, list[str], str]:
         code = main(["approvals", verb, "desk", *arguments])

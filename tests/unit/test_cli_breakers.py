@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from flock_ray import flock_type
 from flock_ray.board import Board
 from flock_ray.cli import main
-from flock_ray.commands import letters as cli_letters
+from flock_ray.commands import joining
 from flock_ray.testing import MemoryPersistence, VirtualFlock
 
 
@@ -36,7 +36,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> None:
         yield await flock._ready_board()
         await flock.shutdown()
 
-    monkeypatch.setattr(cli_letters, "joined_board", joined)
+    monkeypatch.setattr(joining, "joined_board", joined)
 
 
 def test_breakers_are_listed_opened_and_closed(board: None, capsys: Any) -> None:

@@ -12,9 +12,10 @@ import pytest
 from pydantic import BaseModel
 
 from flock_ray import Flock, flock_type
+from flock_ray.board import Board
 from flock_ray.cli import main
-from flock_ray.commands import letters as cli_letters
-from flock_ray.dead_letters import DeadLetterQueue, DeadLetters
+from flock_ray.commands import joining
+from flock_ray.dead_letters import DeadLetterQueue
 from flock_ray.testing import VirtualFlock
 from tests.unit.semantics.kept import Kept
 
@@ -52,16 +53,16 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             await flock.run_until_idle()
 
     @asynccontextmanager
-    async def joined(namespace: str, *, code: bool = False) -> AsyncIterator[DeadLetters]:
+    async def joined(namespace: str, *, code: bool = False) -> AsyncIterator[Board]:
         assert namespace == "shop"
         async with VirtualFlock(persistence=kept) as flock:
             declare(flock)
             await flock.start()
-            yield flock.dead_letters
+            yield await flock._ready_board()
             await flock.run_until_idle()
 
     asyncio.run(prepare())
-    monkeypatch.setattr(cli_letters, "joined", joined)
+    monkeypatch.setattr(joining, "joined_board", joined)
 
     def run_command(verb: str, *arguments: str) -> tuple[int, str, str]:
         code = main(["dlq", verb, "shop", *arguments])

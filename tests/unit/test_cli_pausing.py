@@ -10,7 +10,7 @@ import pytest
 
 from flock_ray.board import Board
 from flock_ray.cli import main
-from flock_ray.commands import letters as cli_letters
+from flock_ray.commands import joining
 from flock_ray.testing import MemoryPersistence, VirtualFlock
 from tests.unit.semantics.shop import Order, Payment
 
@@ -31,7 +31,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> None:
         yield await flock._ready_board()
         await flock.shutdown()
 
-    monkeypatch.setattr(cli_letters, "joined_board", joined)
+    monkeypatch.setattr(joining, "joined_board", joined)
 
 
 def test_what_is_paused_is_listed_and_resumed(board: None, capsys: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 from flock_ray import CronTrigger, TimerTick
 from flock_ray.board import Board
 from flock_ray.cli import main
-from flock_ray.commands import letters as cli_letters
+from flock_ray.commands import joining
 from flock_ray.testing import MemoryPersistence, VirtualFlock
 
 
@@ -38,7 +38,7 @@ def board(monkeypatch: pytest.MonkeyPatch) -> None:
         yield await flock._ready_board()
         await flock.shutdown()
 
-    monkeypatch.setattr(cli_letters, "joined_board", joined)
+    monkeypatch.setattr(joining, "joined_board", joined)
 
 
 def test_schedules_are_listed_paused_resumed_triggered_and_removed(board: None, capsys: Any) -> None:

@@ -16,6 +16,7 @@ from tests.simulation.mutants import (
     promises,
     recovering,
     silence,
+    spending,
     storing,
     timing,
 )
@@ -37,6 +38,7 @@ MUTANTS: dict[str, Mutant] = {
         aggregating,
         approving,
         timing,
+        spending,
     )
     for mutant in module.ALL
 }
@@ -90,7 +92,7 @@ FIRST: dict[str, int] = {
     "redrive_twice": 16,
     "let_one_too_many_start": 1,
     "let_one_too_many_try": 1,
-    "forget_pauses": 23,
+    "forget_pauses": 58,
     "forget_a_chunk_after_a_restart": 2,
     "count_a_chunk_twice": 2,
     "forget_open_chunks_after_a_restart": 2,
@@ -120,5 +122,11 @@ FIRST: dict[str, int] = {
     "snapshot_without_candidates": 1,
     "lose_deadlines": 4,
     "forget_who_was_late": 4,
+    "settle_twice": 0,
+    "forget_reservations": 0,
+    "reserve_without_a_record": 0,
+    "give_back_what_a_dead_gateway_held": 0,
+    "reserve_again_what_was_settled": 15,
+    "forget_edits": 17,
 }
 """The seed that found a mutant last time and fast, tried before all others."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from flock_ray.core.changes import workflow_row
-from flock_ray.core.ids import owned_slots, slot_of
-from flock_ray.core.records import Admitted, LetterRedriven, Record, Retried, encode_frame
-from flock_ray.core.recovery import Recovery, snapshot_shard, snapshot_slot
-from flock_ray.core.rows import SHARD, Loaded, Snapshot, WorkflowRow
+from flock_ray.core.ids import slot_of
+from flock_ray.core.records import Admitted, Completed, LetterRedriven, Record, Retried
+from flock_ray.core.rows import WorkflowRow
 from flock_ray.core.shard import ShardCore
 from flock_ray.core.state import Activation, Slot
 from flock_ray.core.wire import (
@@ -35,6 +32,7 @@ from flock_ray.core.wire import (
     TableSpec,
     Task,
 )
+from tests.unit.core.journaled import Journaled
 from tests.unit.core.permits import permit
 
 LIMITS = {
@@ -46,15 +44,17 @@ LIMITS = {
     "skip": LimitSpec(singleton="skip", keyed=True),
     "replace": LimitSpec(singleton="replace", keyed=True),
     "debounce": LimitSpec(debounce_us=300, keyed=True),
+    "thrifty": LimitSpec(together=True),
 }
 MAX_ATTEMPTS = 3
+THRIFTY = RetrySpec(MAX_ATTEMPTS, 0.2, 2_000, 1)
+"""What the agent `thrifty` may spend on retries."""
 
 
 def info(name: str, limits: LimitSpec | None) -> AgentInfo:
     """An agent that is tried three times and then buried."""
-    return AgentInfo(
-        name, retry=RetrySpec(MAX_ATTEMPTS), dead_letter=DeadLetterSpec(f"{name}-letters"), limits=limits
-    )
+    retry = THRIFTY if name == "thrifty" else RetrySpec(MAX_ATTEMPTS)
+    return AgentInfo(name, retry=retry, dead_letter=DeadLetterSpec(f"{name}-letters"), limits=limits)
 
 
 def subscription(name: str) -> SubscriptionSpec:
@@ -62,16 +62,7 @@ def subscription(name: str) -> SubscriptionSpec:
     return SubscriptionSpec(f"{name}/T", name, (name,), "single")
 
 
-@dataclass
-class Shard:
-    """A core with its journal."""
-
-    index: int
-    core: ShardCore
-    frames: list[tuple[int, bytes]] = field(default_factory=list)
-    snapshots: dict[int, Snapshot] = field(default_factory=dict)
-    lsn: int = 0
-    epoch: int = 1
+Shard = Journaled
 
 
 class FailingBoard:
@@ -83,11 +74,11 @@ class FailingBoard:
         self.delivering = False
         self.outgoing: dict[tuple[int, int, int], Forward] = {}
         self.limits = dict(LIMITS if agents is None else agents)
-        self.shards = [
-            Shard(i, ShardCore(owned_slots(i, num_shards), durable=True)) for i in range(num_shards)
-        ]
+        self.shards = [Journaled(i, num_shards) for i in range(num_shards)]
         self.now = 1_000_000
         self.version = 0
+        self.agents: dict[bytes, str] = {}
+        """By activation that was ever handed out, its agent."""
         self.running: dict[tuple[int, bytes], Task] = {}
         """Attempts that a worker has, by shard and activation."""
         self.admitted: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -98,7 +89,7 @@ class FailingBoard:
         """What the store has of workflows."""
         self.install()
 
-    def shard_of(self, slot: int) -> Shard:
+    def shard_of(self, slot: int) -> Journaled:
         return self.shards[slot % len(self.shards)]
 
     def install(self) -> None:
@@ -119,24 +110,19 @@ class FailingBoard:
             shard.core.permits_changed()
             self.commit(shard)
 
-    def commit(self, shard: Shard) -> None:
+    def commit(self, shard: Journaled) -> None:
         """End a micro-batch: append, hand out, bring the other shards what is for them."""
         core = shard.core
         core.settle_local_forwards(self.now)
         core.admit(self.now)
         if core.records:
-            shard.lsn += 1
-            records, changes = core.records, core.changes
-            assert changes is not None
-            self.rows |= {(row.slot, row.id): row for row in map(workflow_row, changes.touched.values())}
-            frame = encode_frame(self.now, changes.heads, records, lambda e: e.slot in core.slots)
-            shard.frames.append((shard.lsn, frame))
-            self.note(shard, records)
-            core.records = []
-            changes.clear()
+            self.note(shard, core.records)
+        _, rows = shard.append(self.now)
+        self.rows |= {(row.slot, row.id): row for row in rows}
         for tasks in core.dispatch.take(self.now, self.version).values():
             for task in tasks:
                 assert (shard.index, task.id) not in self.running
+                self.agents[task.id] = task.agent
                 self.running[shard.index, task.id] = task
         for _, activation in core.cancels:
             self.running.pop((shard.index, activation), None)
@@ -167,7 +153,7 @@ class FailingBoard:
                 break
         self.delivering = False
 
-    def note(self, shard: Shard, records: list[Record]) -> None:
+    def note(self, shard: Journaled, records: list[Record]) -> None:
         self.log += records
         for record in records:
             if isinstance(record, Admitted):
@@ -175,7 +161,7 @@ class FailingBoard:
                     for key in {"", activation.lane}:
                         self.admitted[record.agent, key].append(self.now)
 
-    def activations(self, shard: Shard, ids: tuple[bytes, ...]) -> list[Activation]:
+    def activations(self, shard: Journaled, ids: tuple[bytes, ...]) -> list[Activation]:
         return [a for slot in shard.core.slots.values() for a in slot.open.values() if a.id in ids]
 
     def open(self) -> list[Activation]:
@@ -209,7 +195,7 @@ class FailingBoard:
         shard.core.complete(completion, self.now)  # a worker repeats what was not answered
         self.commit(shard)
 
-    def lose(self, shard: Shard) -> None:
+    def lose(self, shard: Journaled) -> None:
         """The worker of a shard dies, and comes back."""
         shard.core.worker_lost("worker", self.now)
         self.running = {place: task for place, task in self.running.items() if place[0] != shard.index}
@@ -230,10 +216,10 @@ class FailingBoard:
                 shard.core.cancel(workflow, self.now)
                 self.commit(shard)
 
-    def letters(self) -> list[tuple[Shard, int, bytes]]:
+    def letters(self) -> list[tuple[Journaled, int, bytes]]:
         return [(s, i, k) for s in self.shards for i, slot in s.core.slots.items() for k in slot.letters]
 
-    def redrive(self, shard: Shard, slot: int, letter: bytes) -> str:
+    def redrive(self, shard: Journaled, slot: int, letter: bytes) -> str:
         self.look_up()
         known = shard.core.slots[slot].letters.get(letter)
         inputs = () if known is None else tuple(
@@ -244,26 +230,19 @@ class FailingBoard:
         self.commit(shard)
         return answer
 
-    def snapshot(self, shard: Shard, rng: random.Random) -> None:
-        """Save some slots; every frame stays, as others need them."""
-        for index in rng.sample(sorted(shard.core.slots), 40):
-            shard.snapshots[index] = Snapshot(index, shard.lsn, snapshot_slot(shard.core, index))
-
-    def rotate(self, shard: Shard) -> None:
+    def rotate(self, shard: Journaled) -> None:
         """Save everything, and cut the journal."""
-        shard.snapshots = {i: Snapshot(i, shard.lsn, snapshot_slot(shard.core, i)) for i in shard.core.slots}
-        shard.snapshots[SHARD] = Snapshot(SHARD, shard.lsn, snapshot_shard(shard.core))
-        shard.frames = []
+        shard.rotate()
 
-    def rebuilt(self, shard: Shard) -> ShardCore:
+    def rebuilt(self, shard: Journaled) -> ShardCore:
         """Return what a recovery makes of snapshots and frames."""
-        core = ShardCore(list(shard.core.slots), durable=True)
-        loaded = Loaded(list(shard.snapshots.values()), shard.frames, shard.lsn, shard.core.index.head)
-        shard.epoch += 1
-        Recovery(loaded).rebuild(core, shard.epoch)
-        return core
+        return shard.rebuilt()
 
-    def restart(self, shard: Shard) -> None:
+    def snapshot(self, shard: Journaled, rng: random.Random) -> None:
+        """Save some slots."""
+        shard.snapshot(rng.sample(sorted(shard.core.slots), 40))
+
+    def restart(self, shard: Journaled) -> None:
         """Kill a shard: its workers' attempts go on, and their results are late."""
         shard.core = self.rebuilt(shard)
         mine = shard.core.slots
@@ -272,7 +251,7 @@ class FailingBoard:
         self.grant()
         self.commit(shard)
 
-    def check_rebuilt(self, shard: Shard) -> None:
+    def check_rebuilt(self, shard: Journaled) -> None:
         """What recovery makes is what ran."""
         rebuilt = self.rebuilt(shard)
         for index, slot in shard.core.slots.items():
@@ -281,6 +260,25 @@ class FailingBoard:
     def retried(self) -> Counter[tuple[bytes, int]]:
         """By activation and attempt: how often its failure was counted."""
         return Counter((r.completion.id, r.completion.attempt) for r in self.log if isinstance(r, Retried))
+
+    def thrifty(self) -> tuple[list[int], list[int]]:
+        """When runs of `thrifty` ended for the first time, and when they were to be tried again, over all shards."""
+        firsts: list[int] = []
+        retries: list[int] = []
+        seen: set[bytes] = set()
+        for record in self.log:
+            counts = isinstance(record, Completed) or (
+                isinstance(record, Retried) and record.completion.retry is not None and record.completion.retry.counts
+            )  # fmt: skip
+            if counts and isinstance(record, Completed | Retried):
+                if self.agents.get(record.completion.id) != "thrifty":
+                    continue
+                if record.completion.id not in seen:
+                    seen.add(record.completion.id)
+                    firsts.append(record.at_us)
+                if isinstance(record, Retried):
+                    retries.append(record.at_us)
+        return firsts, retries
 
     def redriven(self) -> Counter[bytes]:
         return Counter(r.letter for r in self.log if isinstance(r, LetterRedriven))
@@ -300,6 +298,7 @@ def _seen(slot: Slot) -> dict[str, Any]:
         "open": opened, "workflows": workflows, "timers": [(t[0], *t[2:]) for t in sorted(slot.timers)],
         "inbox": slot.inbox,
         "outbox": {key: (f.kind, f.run and f.run.id) for key, f in slot.outbox.items()}, "out_seq": slot.out_seq,
-        "lanes": msgspec.to_builtins({name: lane for name, lane in slot.lanes.items() if lane.keys or lane.running}),
+        "lanes": msgspec.to_builtins({name: lane for name, lane in slot.lanes.items() if lane.keys or lane.running
+                                      or lane.retries.steps}),
         "letters": msgspec.to_builtins(list(slot.letters.values())),
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ from flock_ray.core.budgets import (
     Terms,
     account_name,
     home_of_account,
-    is_daily,
+    period_of,
 )
 from flock_ray.core.ids import NUM_SLOTS
 from flock_ray.core.records import decode_record, encode_record
@@ -366,7 +367,7 @@ def test_names_of_accounts() -> None:
         "#2/agent:a", "#2/day", "agent:a", "agent:a/day", "agent:a/tenant:t", "agent:a/workflow:w", "day", "tenant:t",
         "workflow:v", "workflow:w",
     ]  # fmt: skip
-    assert [c.account for c in found if is_daily(c.account)] == ["#2/day", "agent:a/day", "day"]
+    assert [c.account for c in found if period_of(c.account)] == ["#2/day", "agent:a/day", "day"]
     assert [c.account for c in found if c.terms is None] == ["workflow:v"]
 
 
@@ -439,3 +440,50 @@ def test_the_tag_of_a_workflow_with_a_budget_does_not_hide_the_declared_one() ->
     assert shard.reserve(ask(1, 101, *charges), NOW) is not None
     assert shard.set_budget(name, Limit(200), None, add=False, by="publish", now_us=NOW)
     assert shard.reserve(ask(2, 101, *charges), NOW) is None
+
+
+# -- what begins anew ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "period"),
+    [
+        ("day", "day"), ("#2/day", "day"), ("agent:a/day", "day"), ("day/tenant:t", "day"), ("month/agent:a", "month"),
+        ("#3/agent:a/month/workflow:w/x", "month"), ("tenant:day", ""), ("agent:day", ""), ("workflow:day/x", ""),
+        ("agent:a/tenant:month", ""), ("daytime", ""),
+    ],
+)  # fmt: skip
+def test_the_name_of_an_account_says_when_it_begins_anew(name: str, period: str) -> None:
+    assert period_of(name) == period
+
+
+def test_accounts_that_renew_are_named_beside_those_that_do_not() -> None:
+    rules = [
+        BudgetRule("tenant", Limit(1), STOP), BudgetRule("tenant", Limit(1), STOP, renews="day"),
+        BudgetRule("tenant", Limit(1), STOP, own=True, renews="month"),
+        BudgetRule("agent", Limit(1), STOP, renews="day"), BudgetRule("day", Limit(1), STOP, renews="day"),
+    ]  # fmt: skip
+    found = charges_of(rules, agent="a", workflow="w", tenant="t", tags=())
+    assert [c.account for c in found] == [
+        "agent:a/month/tenant:t", "day", "day/agent:a", "day/tenant:t", "tenant:t"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (datetime(2027, 2, 1, tzinfo=UTC), datetime(2027, 3, 1, tzinfo=UTC)),
+        (datetime(2028, 2, 1, tzinfo=UTC), datetime(2028, 3, 1, tzinfo=UTC)),
+        (datetime(2026, 12, 1, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_a_month_begins_anew_when_the_calendar_says_so(begin: datetime, end: datetime) -> None:
+    begin_us, end_us = (int(moment.timestamp()) * 1_000_000 for moment in (begin, end))
+    shard = core("month/tenant:a")
+    paid = charge("month/tenant:a", 100)
+    assert shard.reserve(ask(1, 60, paid), begin_us) is None
+    refusal = shard.reserve(ask(2, 60, paid), end_us - 1)
+    assert refusal is not None and refusal.renews_us == end_us
+    assert shard.reserve(ask(2, 60, paid), end_us) is None
+    # What a clock that is set back brings does not give the month back
+    assert shard.reserve(ask(3, 60, paid), end_us - 1) is not None

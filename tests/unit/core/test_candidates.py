@@ -24,7 +24,8 @@ from flock_ray.core.wire import (
     Task,
 )
 from tests.unit.core import failing_board
-from tests.unit.core.failing_board import FailingBoard, Shard
+from tests.unit.core.failing_board import FailingBoard
+from tests.unit.core.journaled import Journaled
 
 SECOND = 1_000_000
 ASKING = "plain/T"
@@ -71,7 +72,7 @@ class CandidateBoard(FailingBoard):
         for shard in self.shards:
             self.step(shard)
 
-    def step(self, shard: Shard) -> None:
+    def step(self, shard: Journaled) -> None:
         for due in shard.core.offers_due(self.now, 8):
             shard.core.offer(due, [self.store[key] for key in due.ids if key in self.store], self.now)
         self.commit(shard)
@@ -102,7 +103,7 @@ class CandidateBoard(FailingBoard):
         assert set(ended.values()) <= {1}
         return Counter(e.id for t in self.all_tasks.values() if t.agent == "plain" for e in t.inputs)
 
-    def commit(self, shard: Shard) -> None:
+    def commit(self, shard: Journaled) -> None:
         super().commit(shard)
         self.all_tasks.update({task.id: task for task in self.running.values()})
 
@@ -136,7 +137,7 @@ class CandidateBoard(FailingBoard):
     def check(self) -> None:
         for shard in self.shards:
             self.check_rebuilt(shard)
-            rebuilt = self.rebuilt(shard)
+            rebuilt = shard.rebuilt()
             assert rebuilt.num_candidates == shard.core.num_candidates
             for index, slot in shard.core.slots.items():
                 assert msgspec.to_builtins(slot.candidates) == msgspec.to_builtins(
@@ -174,7 +175,7 @@ def test_a_candidate_does_not_keep_its_workflow_from_settling() -> None:
     assert shard.core.idle
     board.wait(10 * SECOND)
     assert workflow.settled  # not while a worker looks at it, either
-    board.rotate(shard)
+    shard.rotate()
     assert "w" not in shard.core.slots[slot_of("w")].workflows
     board.ripe = board.waiting()
     board.look(board.looks()[0])
@@ -379,7 +380,7 @@ def test_every_candidate_is_matched_once_whatever_dies(seed: int) -> None:
         elif action == "snapshot":
             board.snapshot(shard, rng)
         elif action == "rotate":
-            board.rotate(shard)
+            shard.rotate()
         elif action == "lose":
             board.lose(shard)
         elif action == "run":

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flock_ray.core.wire import LimitSpec, Rate
-from tests.unit.core.failing_board import LIMITS, MAX_ATTEMPTS, FailingBoard
+from tests.unit.core.failing_board import LIMITS, MAX_ATTEMPTS, THRIFTY, FailingBoard
 
 
 def most_in(times: list[int], window: int) -> int:
@@ -39,6 +39,12 @@ def check(board: FailingBoard) -> None:
         assert activation.failures < MAX_ATTEMPTS
     assert all(count == 1 for count in board.retried().values())
     assert all(count == 1 for count in board.redriven().values())
+    firsts, retries = board.thrifty()
+    for at in retries:
+        width = THRIFTY.budget_window_us // 10
+        recent = sum(at - THRIFTY.budget_window_us < t <= at for t in retries)
+        known = sum(at - THRIFTY.budget_window_us - 2 * width < t <= at for t in firsts)
+        assert recent <= max(THRIFTY.budget_min, int(THRIFTY.budget_ratio * known))
 
 
 def act(board: FailingBoard, rng: random.Random) -> None:
@@ -77,7 +83,7 @@ def act(board: FailingBoard, rng: random.Random) -> None:
         board.restart(rng.choice(board.shards))
     elif kind == "snapshot":
         shard = rng.choice(board.shards)
-        board.rotate(shard) if rng.random() < 0.3 else board.snapshot(shard, rng)
+        shard.rotate() if rng.random() < 0.3 else board.snapshot(shard, rng)
     elif kind == "slow":
         board.slow = not board.slow
         board.deliver(0.5, rng)
@@ -206,7 +212,7 @@ def test_limits_that_a_deploy_brings_hold_for_what_was_ready_before(name: str, s
         elif what == "cancel" and rng.random() < 0.2:
             board.cancel(rng.choice("uvwxyz"))
         elif what == "rotate":
-            board.rotate(rng.choice(board.shards))
+            rng.choice(board.shards).rotate()
         # Then everything that begins now was let through, and never too much of it
         before &= set(board.running)
         through = [a for a in board.open() if a.admitted]
@@ -277,6 +283,7 @@ def test_what_limits_would_let_through_is_wanted_although_there_is_no_worker() -
         "breaker": 9,
         "skip": 3,
         "replace": 3,
+        "thrifty": 9,
     }
     assert all(s.core.oldest_wanted_us("rate") for s in board.shards if "rate" in s.core.wanted(board.now))
 

@@ -11,11 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from flock_ray.core.ids import owned_slots, slot_of
-from flock_ray.core.records import Admitted, encode_frame
-from flock_ray.core.recovery import Recovery, snapshot_shard, snapshot_slot
-from flock_ray.core.rows import SHARD, Loaded, Snapshot
-from flock_ray.core.shard import ShardCore
+from flock_ray.core.ids import slot_of
+from flock_ray.core.records import Admitted
 from flock_ray.core.wire import (
     AgentInfo,
     BreakerSpec,
@@ -33,6 +30,7 @@ from flock_ray.core.wire import (
     TableSpec,
     Task,
 )
+from tests.unit.core.journaled import Journaled
 from tests.unit.core.permits import permit
 
 pytestmark = pytest.mark.timeout(240)  # a busy machine takes its time; it is 4 s of work
@@ -57,22 +55,14 @@ SPECS = [
 ]
 
 
-class Host:
-    """A shard's core with a journal, and snapshots of it."""
+class Host(Journaled):
+    """A shard that hands out to two workers."""
 
     def __init__(self, index: int, table: TableSpec) -> None:
-        self.index = index
-        self.epoch = 1
+        super().__init__(index, NUM_SHARDS)
         self.grants = 0
-        self.frames: list[tuple[int, bytes]] = []
-        self.snapshots: list[Snapshot] = []
-        self.lsn = 0
         self.admitted: list[tuple[int, bytes]] = []
-        self.core = self._new()
         self.core.install(table, 0)
-
-    def _new(self) -> ShardCore:
-        return ShardCore(owned_slots(self.index, NUM_SHARDS), durable=True)
 
     def grant(self, now_us: int, workers: int = 2) -> None:
         self.grants += 1
@@ -88,35 +78,18 @@ class Host:
             core.tick(now_us)
         core.settle_local_forwards(now_us)
         core.admit(now_us)
-        self.append(now_us)
+        self.commit(now_us)
         return [task for tasks in core.dispatch.take(now_us, 1).values() for task in tasks]
 
-    def append(self, now_us: int) -> None:
-        core = self.core
-        assert core.changes is not None
-        if core.records:
-            for record in core.records:
-                if isinstance(record, Admitted):
-                    self.admitted += [(record.at_us, key) for key in record.ids]
-            self.lsn += 1
-            frame = encode_frame(now_us, core.changes.heads, core.records, lambda _: False)
-            self.frames.append((self.lsn, frame))
-        core.records.clear()
-        core.changes.clear()
-
-    def snapshot(self) -> None:
-        core = self.core
-        parts = [(index, snapshot_slot(core, index)) for index in core.slots]
-        self.snapshots = [Snapshot(index, self.lsn, data) for index, data in parts]
-        self.snapshots.append(Snapshot(SHARD, self.lsn, snapshot_shard(core)))
-        self.frames = []
+    def commit(self, now_us: int) -> None:
+        """Append, and note what was let through."""
+        for record in self.append(now_us)[0]:
+            if isinstance(record, Admitted):
+                self.admitted += [(record.at_us, key) for key in record.ids]
 
     def crash(self, now_us: int) -> None:
         before = self.durable()
-        self.epoch += 1
-        loaded = Loaded(self.snapshots, self.frames, self.lsn, self.core.index.head)
-        self.core = self._new()
-        Recovery(loaded).rebuild(self.core, self.epoch)
+        self.core = self.rebuilt()
         assert before == self.durable()
         self.grants = 0
         self.grant(now_us)
@@ -166,7 +139,7 @@ class Cluster(RuleBasedStateMachine):
                     moved = True
                     other = self.hosts[forward.target % NUM_SHARDS]
                     if other.core.forward_in(forward, self.now_us):
-                        other.append(self.now_us)
+                        other.commit(self.now_us)
                         host.core.forward_acked(forward.source, forward.target, forward.seq)
             if not moved:
                 return
@@ -223,7 +196,7 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(shard=st.integers(0, 1))
     def snapshot(self, shard: int) -> None:
-        self.hosts[shard].snapshot()
+        self.hosts[shard].rotate()
 
     @precondition(lambda self: self.spec.breaker is not None)
     @rule(open_=st.booleans())

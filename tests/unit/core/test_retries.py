@@ -210,7 +210,7 @@ def test_a_budget_allows_its_minimum_and_its_share_of_first_attempts() -> None:
 
     taken = [window.take(SPEC, 0) for _ in range(4)]
     for _ in range(10):
-        window.note_first(0)
+        window.note_first(SPEC, 0)
     taken += [window.take(SPEC, 0) for _ in range(4)]
 
     assert [True, True, False, False, True, True, True, False] == taken
@@ -243,7 +243,7 @@ def test_a_budget_is_never_exceeded_in_any_window(events: list[tuple[int, bool]]
     for step, is_retry in events:
         now += step
         if not is_retry:
-            window.note_first(now)
+            window.note_first(SPEC, now)
             firsts.append(now)
         elif window.take(SPEC, now):
             retries.append(now)
@@ -261,7 +261,7 @@ def test_another_window_keeps_what_was_counted(events: list[tuple[int, bool]], o
     window, now = RetryWindow(), 0
     for step, _ in events:
         now += step
-        window.note_first(now)
+        window.note_first(SPEC, now)
         assert len(window.steps) <= STEPS + 2
     before = sum(step[1] for step in window.steps)
     window._resize(other_us)
@@ -272,7 +272,7 @@ def test_another_window_keeps_what_was_counted(events: list[tuple[int, bool]], o
 
 def test_a_clock_that_was_set_back_counts_into_the_newest_step() -> None:
     window = RetryWindow(1_000_000)
-    window.note_first(5_000_000)
-    window.note_first(1_000_000)
+    window.note_first(SPEC, 5_000_000)
+    window.note_first(SPEC, 1_000_000)
 
     assert [(5_000_000, 2, 0)] == window.steps

@@ -23,7 +23,8 @@ from flock_ray.core.schedules import (
     plan,
 )
 from flock_ray.core.triggers import Cron, Daily, Interval, Once
-from tests.unit.core.failing_board import FailingBoard, Shard
+from tests.unit.core.failing_board import FailingBoard
+from tests.unit.core.journaled import Journaled
 
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
@@ -40,7 +41,7 @@ class ScheduleBoard(FailingBoard):
     def __init__(self) -> None:
         super().__init__({"plain": None})
 
-    def home(self, name: str) -> Shard:
+    def home(self, name: str) -> Journaled:
         return self.shard_of(home_of_schedule(name))
 
     def declare(self, declared: ScheduleInfo) -> str:
@@ -49,7 +50,7 @@ class ScheduleBoard(FailingBoard):
         self.step(shard)
         return answer
 
-    def step(self, shard: Shard) -> None:
+    def step(self, shard: Journaled) -> None:
         shard.core.fire_due(self.now)
         self.commit(shard)
 
@@ -58,7 +59,7 @@ class ScheduleBoard(FailingBoard):
         for shard in self.shards:
             self.step(shard)
 
-    def crash(self, shard: Shard) -> None:
+    def crash(self, shard: Journaled) -> None:
         """Kill a shard when it has fired and not yet written that down."""
         shard.core.fire_due(self.now)
         self.restart(shard)
@@ -85,7 +86,7 @@ class ScheduleBoard(FailingBoard):
     def check_schedules(self) -> None:
         for shard in self.shards:
             self.check_rebuilt(shard)
-            rebuilt = self.rebuilt(shard)
+            rebuilt = shard.rebuilt()
             for index, slot in shard.core.slots.items():
                 assert msgspec.to_builtins(slot.schedules) == msgspec.to_builtins(
                     rebuilt.slots[index].schedules
@@ -94,7 +95,7 @@ class ScheduleBoard(FailingBoard):
             assert due is None or (rebuilt.next_fire_us() or due + 1) <= due
 
 
-def next_true(shard: Shard) -> int | None:
+def next_true(shard: Journaled) -> int | None:
     due = [
         schedule.due_us
         for slot in shard.core.slots.values()
@@ -129,7 +130,7 @@ def test_every_time_fires_once_whatever_dies(seed: int) -> None:
         elif action == "snapshot":
             board.snapshot(shard, rng)
         elif action == "rotate":
-            board.rotate(shard)
+            shard.rotate()
         elif action == "end" and board.running:
             board.end(rng.choice(list(board.running)), "ok")
         else:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from flock_ray import BatchSpec, Flock, WorkflowError, flock_type
-from flock_ray.actors.worker import MatchRunner, Worker
+from flock_ray.actors.worker import MatchRunner
 from flock_ray.adapters.memory import MemoryPersistence
 from flock_ray.core import wire
 from flock_ray.core.matching import MatchTable
@@ -371,25 +371,6 @@ def worker_that_compares(words: WordEmbedder) -> tuple[Edge, wire.Envelope]:
         Ticket(title="refund money"), id=b"i" * 16, correlation_id="w", produced_by="reader", created_us=1
     )
     return edge, posting.envelope
-
-
-@pytest.mark.parametrize("failed", [None, wire.ErrorInfo("ValueError", "before")])
-def test_outputs_that_cannot_be_matched_again_fail_their_run(failed: wire.ErrorInfo | None) -> None:
-    words = WordEmbedder()
-    edge, envelope = worker_that_compares(words)
-    worker: Any = Worker.__new__(Worker)
-    worker._edge = edge
-    completion = wire.Completion(b"a" * 16, 1, 0, (wire.Posting(envelope),), failed)
-    again = worker._rematched(completion)
-    assert [match.subscription.partition("/")[0] for match in again.outputs[0].matches] == ["billing"]
-
-    words.broken = ModelError("down")
-    worker._edge, _ = worker_that_compares(words)
-    again = worker._rematched(completion)
-
-    assert again.outputs == ()
-    assert again.error.type == ("ModelError" if failed is None else "ValueError")
-    assert again.error.retryable is (failed is None)
 
 
 def test_what_the_board_itself_matches_is_refused_visibly_when_the_embedder_fails() -> None:

@@ -191,6 +191,26 @@ def test_a_budget_keeps_an_outage_from_becoming_a_storm() -> None:
     assert 205 <= len(flaky.times) <= 220
 
 
+@pytest.mark.parametrize("shards", [1, 5])
+def test_a_budget_holds_for_an_agent_over_all_shards_and_through_a_restart(shards: int) -> None:
+    """Each shard once counted for itself, and anew after a restart."""
+    flaky = Flaky()
+
+    async def scenario() -> int:
+        kept, failed = MemoryPersistence(), 0
+        budget = RetryBudget(ratio=0.1, window=timedelta(hours=1), min_retries=5)
+        for _ in range(2):
+            async with VirtualFlock(shards=shards, persistence=kept) as flock:
+                declare(flock, flaky, strategy=FixedDelay(timedelta(0), 10), budget=budget)
+                await asyncio.gather(*(flock.publish(Call(n=99)) for _ in range(100)))
+                await flock.run_until_idle(include_timers=True)
+                failed = await flock.store.count(WorkflowError)
+        return failed
+
+    assert run_virtual(scenario()) == 200
+    assert len(flaky.times) == 200 + 20
+
+
 def test_the_window_of_a_budget_may_be_long() -> None:
     flaky = Flaky()
 
