@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.timeout(300)
 
 SCRIPT = """
-    import asyncio, os, sys
+    import asyncio, sys
 
     import ray
     from pydantic import BaseModel
@@ -44,14 +44,12 @@ SCRIPT = """
             lambda blobs: Report(sizes=[len(b.data) for b in blobs])
         )
 
-    async def main(folder):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        far = cluster.add_node(num_cpus=2, resources={"far": 1})
-        ray.init(address=cluster.address, log_to_driver=False)
+    async def story(cluster, folder):
         persistence = SQLitePersistence(folder) if folder else None
-        # The first worker of the shared pool is here: it must not be lost with the other node.
         flock = Flock(persistence=persistence, namespace="payloads", max_workers=1, no_output=True)
         declare(flock)
+        await flock.start()  # before there is another node: the shard must not be lost with it
+        far = cluster.add_node(num_cpus=2, resources={"far": 1})  # blocks: Ray wants the main thread
         await flock.publish_many([Order(n=n) for n in range(2)])
         await flock.run_until_idle(timeout=120)
         print("MADE", await flock.store.count(Blob), flush=True)
@@ -65,10 +63,14 @@ SCRIPT = """
             await asyncio.sleep(0.1)
         print("REPORT", [r.sizes for r in done[0]], [e.error_type for e in done[1]], flush=True)
         await flock.shutdown(flush_batches=False)
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        ray.init(address=cluster.address, log_to_driver=False)
+        asyncio.run(story(cluster, *sys.argv[1:]))
+    finally:  # whoever starts Ray next would join what is left
         ray.shutdown()
         cluster.shutdown()
-
-    asyncio.run(main(*sys.argv[1:]))
 """
 
 

@@ -243,7 +243,7 @@ async def test_payloads_never_reach_the_shard_and_are_freed(new_flock: NewFlock)
     # Then it has not grown by a fraction of that
     assert await flock.store.count(Report) == 101
     assert _rss(shard) - before < 30 * MB
-    assert store_bytes() - stored >= 100 * MB
+    assert store_bytes() - stored >= 99 * MB  # what others left there may have been freed meanwhile
     # And when the workflows leave memory, so do the payloads
     for _ in range(3):
         await flock.publish_many([Order(n=n, size=0) for n in range(500)])
