@@ -73,6 +73,7 @@ class ShardLookups:
             elif kind == "approval":
                 postings += approved_postings(subject)
                 workflows |= approved_workflows(self.core, subject)
+        workflows |= self._due_at_gates(now_us)
         if postings or made or workflows:
             await keeper.look_up(postings, made, workflows, now_us)
 
@@ -90,6 +91,28 @@ class ShardLookups:
             if f.kind == "match" and f.posting is not None
             and f.target in slots and f.posting.envelope.correlation_id not in slots[f.target].workflows
         }  # fmt: skip
+
+    def _due_at_gates(self, now_us: int) -> set[str]:
+        """Return the workflows of what waits in gates whose time has come, and whose record is not in memory.
+
+        Inputs of another partition of a workflow do not keep its record here; what becomes of the group may be
+        published here.
+        """
+        found: set[str] = set()
+        due_us = self.core.next_timer_us()
+        if due_us is None or due_us > now_us:
+            return found
+        for slot in self.core.slots.values():
+            if not slot.timers or slot.timers[0][0] > now_us:
+                continue
+            for timer_us, _, kind, key, subscription in slot.timers:
+                gate = (
+                    slot.gate(subscription.decode(), key) if kind == "gate" and timer_us <= now_us else None
+                )
+                if gate is not None:
+                    names = {item.envelope.correlation_id for item in gate.items()}
+                    found |= names - slot.workflows.keys()
+        return found
 
     def _charged(self, completions: list[wire.Completion]) -> set[str]:
         """Return the workflows whose use of models grows and whose record is not in memory."""
