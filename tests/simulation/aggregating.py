@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -58,6 +58,7 @@ class Minutes(BaseModel):
     ballots: int
 
 
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 ONLY_FEED_ONE = {"speaker", "slow-speaker"}
 """Agents whose runs may be withdrawn when the aggregate that they feed is decided."""
 
@@ -76,6 +77,10 @@ def declare_aggregates(flock: SimFlock, world: World) -> None:
     async def vote(motion: Motion) -> list[Vote]:
         await asyncio.sleep(rng.random() * rng.choice((0.01, 0.5)))
         return [Vote(uid=motion.uid, key=motion.key, choice=choice()) for _ in range(rng.choice((1, 2)))]
+
+    def happened(vote: Vote) -> datetime:
+        # Few windows and no order, so that many come when theirs is over.
+        return BEGIN + timedelta(seconds=vote.uid % 4)
 
     add: Callable[[str], Any] = flock.agent
     add("speaker").consumes(Motion).publishes(Opinion).runs(speak).max_concurrency(2)
@@ -102,7 +107,7 @@ def declare_aggregates(flock: SimFlock, world: World) -> None:
         Vote, into=Verdict, strategy=majority, field="choice", timeout=second, on_late="correct", name="agg"
     )
     add("agg-window").aggregates(
-        Vote, into=Minutes, window=TumblingWindow(second), timeout=2 * second, name="agg"
+        Vote, into=Minutes, window=TumblingWindow(second), timeout=second / 2, event_time=happened, name="agg"
     )
     add("agg-session").aggregates(
         Vote, into=Minutes, window=SessionWindow(second / 2), scope="workflow", name="agg"
