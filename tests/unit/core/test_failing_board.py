@@ -94,7 +94,7 @@ def act(board: FailingBoard, rng: random.Random) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_promises_hold_and_recovery_finds_the_same_state(seed: int) -> None:
     rng = random.Random(seed)
     board = FailingBoard()
